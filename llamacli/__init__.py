@@ -1,0 +1,1 @@
+"""llamacli: the command-line home of the Llama models."""
