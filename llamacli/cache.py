@@ -1,0 +1,72 @@
+"""KVCache: owns the keys, the values and the position."""
+
+import torch
+from torch import Tensor
+
+from llamacli.errors import RequestError
+
+_FIRST_CAPACITY = 64
+
+
+class KVCache:
+    """Keys and values of every layer, for tokens 0 … length-1 of each row.
+
+    It grows by doubling, so a step costs O(1) on average and memory follows use, not the
+    model's context. With `max_length` it is static: allocated once, and never larger.
+    Device, dtype and head counts are those of the first keys it is given.
+    """
+
+    def __init__(self, num_layers: int, *, max_length: int | None = None) -> None:
+        self.length = 0
+        self.max_length = max_length
+        self._keys: list[Tensor | None] = [None] * num_layers
+        self._values: list[Tensor | None] = [None] * num_layers
+
+    def update(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append T tokens to one layer and return everything that layer may see.
+
+        The position moves on only by `advance`, once all layers have been updated.
+
+        Args:
+            layer_idx: the layer.
+            keys: (B, K, T, D), rotated.
+            values: (B, K, T, D).
+
+        Returns:
+            keys and values (B, K, S, D) with S = length + T, views of the cache.
+
+        Raises:
+            RequestError: a static cache is full.
+        """
+        end = self.length + keys.shape[2]
+        all_keys = self._keys[layer_idx] = self._room(self._keys[layer_idx], keys, end)
+        all_values = self._values[layer_idx] = self._room(self._values[layer_idx], values, end)
+        all_keys[:, :, self.length : end] = keys
+        all_values[:, :, self.length : end] = values
+        return all_keys[:, :, :end], all_values[:, :, :end]
+
+    def advance(self, count: int) -> None:
+        """Move the position past `count` tokens that every layer has been given."""
+        self.length += count
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Keep these rows of the batch, in this order.
+
+        Args:
+            rows: (B',) indices, int64.
+        """
+        self._keys = [None if t is None else t.index_select(0, rows) for t in self._keys]
+        self._values = [None if t is None else t.index_select(0, rows) for t in self._values]
+
+    def _room(self, buffer: Tensor | None, new: Tensor, end: int) -> Tensor:
+        """The buffer (B, K, capacity, D) itself, or a larger copy where `end` tokens fit."""
+        if buffer is not None and end <= buffer.shape[2]:
+            return buffer
+        if self.max_length is not None and end > self.max_length:
+            raise RequestError(f"the static cache holds {self.max_length:,} tokens, not {end:,}")
+        capacity = self.max_length or max(end, 2 * self.length, _FIRST_CAPACITY)
+        batch, heads, _, head_dim = new.shape
+        larger = torch.empty((batch, heads, capacity, head_dim), dtype=new.dtype, device=new.device)
+        if buffer is not None:
+            larger[:, :, : self.length] = buffer[:, :, : self.length]
+        return larger
