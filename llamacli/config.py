@@ -200,17 +200,23 @@ class LlamaConfig:
         self._check_sizes()
         self._check_rest()
 
-    # The two sizes that config.json may leave out, once filled in.
-
     @property
     def kv_heads(self) -> int:
-        """num_key_value_heads, never None."""
+        """num_key_value_heads, filled in where config.json leaves it out."""
         return self.num_key_value_heads or self.num_attention_heads
 
     @property
     def head_size(self) -> int:
-        """head_dim, never None."""
+        """head_dim, filled in where config.json leaves it out."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model can hold: linear and dynamic scaling extend the trained length."""
+        scaling = self.rope_scaling
+        if scaling is not None and scaling.rope_type in ("linear", "dynamic"):
+            return int(self.max_position_embeddings * max(scaling.factor or 1.0, 1.0))
+        return self.max_position_embeddings
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -246,6 +252,8 @@ class LlamaConfig:
             raise _fail("num_key_value_heads", f"a divisor of {heads} query heads", self.kv_heads)
         if self.head_size % 2:
             raise _fail("head_dim", "even (rotary halves)", self.head_size)
+        self._set("num_key_value_heads", self.kv_heads)
+        self._set("head_dim", self.head_size)
 
     def _check_rest(self) -> None:
         _check_number("rms_norm_eps", self.rms_norm_eps, "a number above 0 and below 1", 0, 1)
@@ -302,13 +310,14 @@ class LlamaConfig:
         values = dataclasses.asdict(self)
         values["torch_dtype"] = values.pop("dtype")
         if self.rope_scaling is not None:
-            unused = (key for key, value in values["rope_scaling"].items() if value is None)
-            for key in [*unused]:
-                del values["rope_scaling"][key]
+            scaling = values["rope_scaling"]
+            defaults = dataclasses.asdict(RopeScaling())
+            kept = {k: v for k, v in scaling.items() if v != defaults[k]}
+            values["rope_scaling"] = kept
         if isinstance(self.eos_token_id, tuple):
             values["eos_token_id"] = list(self.eos_token_id)
-        kept = {key: value for key, value in values.items() if value is not None}
-        return {"model_type": "llama", **kept}
+        given = {key: value for key, value in values.items() if value is not None}
+        return {"model_type": "llama", **given}
 
 
 def _require_llama(values: Mapping[str, Any]) -> None:
