@@ -1,22 +1,24 @@
 """How the next token is chosen: logits processors and the sampler.
 
 A logits processor is a function `(token_ids, logits) -> logits`: the ids of prompt and output so
-far, and the logits (V,) in float32, which it leaves unchanged. They act in this order:
+far, and the logits (V,) in float32, which it leaves unchanged. V is the number of usable ids.
+First the processors act, in this order:
 
-    penalties and bans     repetition penalty
-                           presence and frequency penalty
-                           no repeated n-gram
-                           logit bias
-                           sequence bias
-                           no end of sequence (ignore_eos, min_new_tokens)
-    when not greedy        temperature
-                           top-k
-                           top-p
-                           min-p
-                           typical-p
+    repetition penalty
+    presence and frequency penalty
+    no repeated n-gram
+    logit bias
+    sequence bias
+    no end of sequence (ignore_eos, min_new_tokens)
 
-then one token is drawn. The filters, from temperature on, stand in Hugging Face's order, and each
-keeps at least one token. V is the number of usable ids.
+A greedy request then takes the best token. Otherwise the filters act, functions of the logits
+alone in Hugging Face's order, each of which keeps at least one token; one of the rest is drawn:
+
+    temperature
+    top-k
+    top-p
+    min-p
+    typical-p
 """
 
 import math
@@ -24,6 +26,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import torch
@@ -33,6 +36,7 @@ from llamacli.errors import CheckpointError, RequestError
 from llamacli.request import SamplingParams
 
 LogitsProcessor = Callable[[Sequence[int], Tensor], Tensor]
+LogitsFilter = Callable[[Tensor], Tensor]
 
 # Below this temperature the best token has all the probability that float32 can show.
 _GREEDY_TEMPERATURE = 1e-5
@@ -138,55 +142,39 @@ def _no_end(eos_token_ids: Sequence[int], until_length: float) -> LogitsProcesso
     return process
 
 
-def _temperature(value: float) -> LogitsProcessor:
-    """Divide the logits: below 1 the probable gets more probable."""
-    return lambda _, logits: logits / value
+def _temperature(value: float, logits: Tensor) -> Tensor:
+    """Below 1 the probable gets more probable."""
+    return logits / value
 
 
-def _top_k(k: int) -> LogitsProcessor:
+def _top_k(k: int, logits: Tensor) -> Tensor:
     """Keep the k most probable tokens, and those that equal the last of them."""
-
-    def process(_: Sequence[int], logits: Tensor) -> Tensor:
-        lowest = logits.topk(min(k, len(logits))).values[-1]
-        return logits.masked_fill(logits < lowest, -math.inf)
-
-    return process
+    lowest = logits.topk(min(k, len(logits))).values[-1]
+    return logits.masked_fill(logits < lowest, -math.inf)
 
 
-def _top_p(p: float) -> LogitsProcessor:
+def _top_p(p: float, logits: Tensor) -> Tensor:
     """Keep the fewest tokens whose probabilities add up to p (arXiv:1904.09751)."""
-
-    def process(_: Sequence[int], logits: Tensor) -> Tensor:
-        probs = logits.softmax(-1)
-        # Sorting a vocabulary is slow. Tokens below (1 - p) / V cannot have more than 1 - p
-        # together, so none of them is kept; half of that leaves room for rounding.
-        candidates = (probs > (1 - p) / len(probs) / 2).nonzero().squeeze(-1)
-        order = probs[candidates].argsort(descending=True, stable=True)
-        return _keep_mass(p, candidates[order], probs, logits)
-
-    return process
+    probs = logits.softmax(-1)
+    # Sorting a vocabulary is slow. Tokens below (1 - p) / V cannot have more than 1 - p together,
+    # so none of them is kept; half of that leaves room for rounding.
+    candidates = (probs > (1 - p) / len(probs) / 2).nonzero().squeeze(-1)
+    order = probs[candidates].argsort(descending=True, stable=True)
+    return _keep_mass(p, candidates[order], probs, logits)
 
 
-def _min_p(p: float) -> LogitsProcessor:
+def _min_p(p: float, logits: Tensor) -> Tensor:
     """Keep the tokens with at least p times the best probability (arXiv:2407.01082)."""
-
-    def process(_: Sequence[int], logits: Tensor) -> Tensor:
-        return logits.masked_fill(logits < logits.max() + math.log(p), -math.inf)
-
-    return process
+    return logits.masked_fill(logits < logits.max() + math.log(p), -math.inf)
 
 
-def _typical_p(mass: float) -> LogitsProcessor:
+def _typical_p(mass: float, logits: Tensor) -> Tensor:
     """Keep the tokens nearest to the expected information, up to a mass (arXiv:2202.00666)."""
-
-    def process(_: Sequence[int], logits: Tensor) -> Tensor:
-        logprobs = logits.log_softmax(-1)
-        probs = logprobs.exp()
-        entropy = -(probs * logprobs).nansum()  # 0 * -inf counts as 0
-        order = (logprobs + entropy).abs().argsort(stable=True)
-        return _keep_mass(mass, order, probs, logits)
-
-    return process
+    logprobs = logits.log_softmax(-1)
+    probs = logprobs.exp()
+    entropy = -(probs * logprobs).nansum()  # 0 * -inf counts as 0
+    order = (logprobs + entropy).abs().argsort(stable=True)
+    return _keep_mass(mass, order, probs, logits)
 
 
 def _keep_mass(mass: float, order: Tensor, probs: Tensor, logits: Tensor) -> Tensor:
@@ -234,19 +222,19 @@ def _check_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
         raise RequestError(f"{name}: token ids must be below {vocab_size}, got {highest}")
 
 
-def make_filters(params: SamplingParams) -> list[LogitsProcessor]:
+def make_filters(params: SamplingParams) -> list[LogitsFilter]:
     """Temperature and the filters that `params` asks for, in their order; none when greedy."""
     if params.temperature < _GREEDY_TEMPERATURE:
         return []
-    filters = [_temperature(params.temperature)]
+    filters: list[LogitsFilter] = [partial(_temperature, params.temperature)]
     if params.top_k:
-        filters.append(_top_k(params.top_k))
+        filters.append(partial(_top_k, params.top_k))
     if params.top_p < 1:
-        filters.append(_top_p(params.top_p))
+        filters.append(partial(_top_p, params.top_p))
     if params.min_p:
-        filters.append(_min_p(params.min_p))
+        filters.append(partial(_min_p, params.min_p))
     if params.typical_p < 1:
-        filters.append(_typical_p(params.typical_p))
+        filters.append(partial(_typical_p, params.typical_p))
     return filters
 
 
@@ -332,7 +320,7 @@ class Sampler:
     def _draw(self, logits: Tensor) -> int:
         """Inverse of the cumulative distribution, at one random point."""
         for keep in self.filters:
-            logits = keep(self.token_ids, logits)
+            logits = keep(logits)
         kept = (logits > -math.inf).nonzero().squeeze(-1)
         cumulative = logits[kept].softmax(-1).cumsum(-1)
         # The point lies in (0, total]: a token of probability 0 is never met, the end never passed.
