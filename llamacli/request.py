@@ -3,11 +3,31 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from llamacli.errors import RequestError
+from llamacli.errors import RequestError, printable
 
 MAX_SEED = 2**63 - 1
+
+# Type, inclusive bounds, and the words for them. Beyond 1e6 a number has no use here, and may
+# overflow float32.
+_BOUNDS = {
+    "max_new_tokens": (int, 0, math.inf, "an integer of 0 or more"),
+    "min_new_tokens": (int, 0, math.inf, "an integer of 0 or more"),
+    "temperature": (int | float, 0, 1e6, "a number from 0 to 1e6"),
+    "top_k": (int, 0, math.inf, "an integer of 0 or more"),
+    "top_p": (int | float, math.ulp(0), 1, "a number above 0 and at most 1"),
+    "min_p": (int | float, 0, 1, "a number from 0 to 1"),
+    "typical_p": (int | float, math.ulp(0), 1, "a number above 0 and at most 1"),
+    "repetition_penalty": (int | float, 1e-6, 1e6, "a number from 1e-6 to 1e6"),
+    "presence_penalty": (int | float, -1e6, 1e6, "a number from -1e6 to 1e6"),
+    "frequency_penalty": (int | float, -1e6, 1e6, "a number from -1e6 to 1e6"),
+    "no_repeat_ngram_size": (int, 0, math.inf, "an integer of 0 or more"),
+    "seed": (int, 0, MAX_SEED, f"an integer from 0 to {MAX_SEED}"),
+    "ignore_eos": (bool, False, True, "true or false"),
+    "logprobs": (int, 0, 100, "an integer from 0 to 100"),
+}
+_MAY_BE_NONE = ("max_new_tokens", "seed", "logprobs")
 
 
 class Message(TypedDict):
@@ -17,17 +37,17 @@ class Message(TypedDict):
     content: str
 
 
-def _require(condition: bool, name: str, expected: str, got: object) -> None:
-    if not condition:
-        raise RequestError(f"{name} must be {expected}, got {got!r}")
+def _error(name: str, expected: str, got: object) -> RequestError:
+    return RequestError(f"{name} must be {expected}, got {printable(repr(got))}")
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_token_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_bias(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and (-1e6 <= value <= 1e6 or value == -math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,40 +99,45 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("min_new_tokens", "top_k", "no_repeat_ngram_size"):
-            value = getattr(self, name)
-            _require(_is_int(value) and value >= 0, name, "an integer of 0 or more", value)
-        for name, limit in (("max_new_tokens", None), ("logprobs", 100), ("seed", MAX_SEED)):
-            value = getattr(self, name)
-            inside = value is None or (
-                _is_int(value) and value >= 0 and (limit is None or value <= limit)
-            )
-            expected = "an integer of 0 or more" if limit is None else f"from 0 to {limit}"
-            _require(inside, name, expected, value)
-        self._check_numbers()
-        self._check_collections()
+        for name in _BOUNDS:
+            self._check_bounds(name)
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            expected = f"at most max_new_tokens ({self.max_new_tokens})"
+            raise _error("min_new_tokens", expected, self.min_new_tokens)
+        self._check_stop()
+        self._check_biases()
 
-    def _check_numbers(self) -> None:
-        for name in ("temperature", "min_p"):
-            value = getattr(self, name)
-            _require(_is_finite(value) and value >= 0, name, "a number of 0 or more", value)
-        for name in ("top_p", "typical_p"):
-            value = getattr(self, name)
-            _require(_is_finite(value) and 0 < value <= 1, name, "in (0, 1]", value)
-        _require(self.min_p <= 1, "min_p", "in [0, 1]", self.min_p)
-        penalty = self.repetition_penalty
-        _require(_is_finite(penalty) and penalty > 0, "repetition_penalty", "above 0", penalty)
-        for name in ("presence_penalty", "frequency_penalty"):
-            value = getattr(self, name)
-            _require(_is_finite(value), name, "a finite number", value)
+    def _check_bounds(self, name: str) -> None:
+        kind, low, high, expected = _BOUNDS[name]
+        value = getattr(self, name)
+        if value is None and name in _MAY_BE_NONE:
+            return
+        # bool is a subclass of int, but True is no number.
+        fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+        if not (fits and low <= value <= high):
+            raise _error(name, expected, value)
 
-    def _check_collections(self) -> None:
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
-            raise RequestError(f"stop must be a sequence of non-empty strings, got {self.stop!r}")
+    def _check_stop(self) -> None:
+        sequence = isinstance(self.stop, Sequence) and not isinstance(self.stop, str)
+        if not (sequence and all(isinstance(s, str) and s for s in self.stop)):
+            raise _error("stop", "a sequence of non-empty strings", self.stop)
         object.__setattr__(self, "stop", tuple(self.stop))
-        for bias in (*self.logit_bias.values(), *self.sequence_bias.values()):
-            usable = isinstance(bias, int | float) and not math.isnan(bias) and bias != math.inf
-            _require(usable, "a logit bias", "a finite number or -inf", bias)
+
+    def _check_biases(self) -> None:
+        for name in ("logit_bias", "sequence_bias"):
+            biases = getattr(self, name)
+            if not isinstance(biases, Mapping):
+                raise _error(name, "a mapping", biases)
+            for bias in biases.values():
+                if not _is_bias(bias):
+                    raise _error(f"a value of {name}", "a number from -1e6 to 1e6 or -inf", bias)
+            object.__setattr__(self, name, dict(biases))  # a copy that the caller cannot change
+        for token_id in self.logit_bias:
+            if not _is_token_id(token_id):
+                raise _error("a key of logit_bias", "a token id", token_id)
+        for ids in self.sequence_bias:
+            if not (isinstance(ids, tuple) and ids and all(map(_is_token_id, ids))):
+                raise _error("a key of sequence_bias", "a tuple of token ids", ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +145,10 @@ class GenerationRequest:
     """One prompt as the user gave it, and how to continue it.
 
     Exactly one of `prompt` (continued as it is) and `messages` (rendered by the chat template)
-    is given. `prefill` starts the assistant's answer.
+    is given. `prefill` starts the assistant's answer to the messages.
 
     Raises:
-        RequestError: both or none of prompt and messages.
+        RequestError: both or none of prompt and messages, or a prefill without messages.
     """
 
     prompt: str | None = None
@@ -134,3 +159,15 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise RequestError("a request needs either a prompt or messages")
+        if self.prefill and self.messages is None:
+            raise RequestError("a prefill starts the answer to messages, but there are none")
+        if self.messages is not None:
+            object.__setattr__(self, "messages", tuple(self.messages))
+            for message in self.messages:
+                _check_message(message)
+
+
+def _check_message(message: object) -> None:
+    keys = ("role", "content")
+    if not (isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in keys)):
+        raise _error("a message", "a mapping with the texts role and content", message)
