@@ -1,0 +1,118 @@
+"""LlamaTokenizer: the SentencePiece tokenizer of Llama 1 and 2, with sentencepiece as the truth."""
+
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from llamacli.errors import TokenizerError, printable
+from llamacli.json_files import read_file
+from llamacli.tokenizer import Tokenizer
+from llamacli.tokenizer_bytes import BLANK
+from llamacli.tokenizer_config import (
+    DOWNLOAD_HINT,
+    MAX_VOCABULARY_BYTES,
+    TokenizerConfig,
+    file_kind,
+)
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+# A ModelProto whose normalizer_spec (field 3) holds add_dummy_prefix = false (its field 3).
+# Protobuf messages merge when concatenated, the last value wins.
+_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+
+
+class LlamaTokenizer(Tokenizer):
+    """Encodes with sentencepiece and a tokenizer.model file.
+
+    SentencePiece puts a blank before a text. With `legacy=True` (the default, as in transformers
+    4.53) it puts one before every stretch of text after an added token too; with `legacy=False`
+    only before the first, and there only with `add_prefix_space` (True by default).
+
+    Args:
+        vocab_file: a tokenizer.model of SentencePiece.
+        config: what no file says is BOS before a text, no EOS, and the names in the model.
+
+    Raises:
+        NotFoundError, TokenizerError: the file is missing or damaged, the config contradicts it.
+    """
+
+    byte_level = False
+    _vocabulary_name = "tokenizer.model"
+    _saved_class = "LlamaTokenizer"
+
+    def __init__(self, vocab_file: Path | str, config: TokenizerConfig = TokenizerConfig()) -> None:
+        path = Path(vocab_file)
+        if file_kind(path) != "sentencepiece":
+            raise TokenizerError(f"{printable(path)} is not a SentencePiece model")
+        self._data = read_file(path, error=TokenizerError, max_bytes=MAX_VOCABULARY_BYTES)
+        try:
+            self._model = model = _load(self._data)
+            self._pieces: list[str] = model.id_to_piece(list(range(model.vocab_size())))
+        except (RuntimeError, UnicodeDecodeError) as problem:
+            shown = printable(path)
+            raise TokenizerError(
+                f"{shown} is a damaged SentencePiece model", hint=DOWNLOAD_HINT
+            ) from problem
+        # Two lone blanks show what the model does at the start of a text: drop one, all, none.
+        blanks = model.decode_pieces([BLANK, BLANK])
+        self.leading_blanks = {"": sys.maxsize, " ": 1}.get(blanks, 0)
+        self._unknown_surface: bytes = model.decode([model.unk_id()]).encode()
+        config = config.filled(
+            add_bos_token=model.bos_id() >= 0,
+            add_eos_token=False,
+            add_prefix_space=True,
+            legacy=True,
+            bos_token=self._model_token(model.bos_id()),
+            eos_token=self._model_token(model.eos_id()),
+            unk_token=self._model_token(model.unk_id()),
+        )
+        super().__init__(config, model_size=len(self._pieces), added={})
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, **settings: Any) -> Self:
+        """Read tokenizer.model and the settings in a folder; `settings` overrule the files."""
+        return cls(Path(folder) / "tokenizer.model", TokenizerConfig.read(folder, **settings))
+
+    @property
+    def legacy(self) -> bool:
+        """Whether every stretch of text after an added token gets a blank before it."""
+        return bool(self.config.legacy)
+
+    @cached_property
+    def _model_without_prefix(self) -> "SentencePieceProcessor":
+        return _load(self._data + _NO_DUMMY_PREFIX)
+
+    def _encode_text(self, text: str, *, first: bool) -> list[int]:
+        prefix = self.legacy or (first and self.config.add_prefix_space)
+        ids: list[int] = (self._model if prefix else self._model_without_prefix).encode(text)
+        return ids
+
+    def _model_id(self, token: str) -> int | None:
+        token_id: int = self._model.piece_to_id(token)
+        return token_id if self._pieces[token_id] == token else None
+
+    def _model_token(self, token_id: int) -> str | None:
+        return self._pieces[token_id] if 0 <= token_id < len(self._pieces) else None
+
+    def shown_bytes(self, token_id: int, skip_special_tokens: bool) -> bytes:
+        """What decode shows of a token; like sentencepiece, it never skips the unknown one."""
+        if skip_special_tokens and token_id == self._model.unk_id():
+            return self._unknown_surface
+        if skip_special_tokens and self._is_control(token_id):
+            return b""
+        return super().shown_bytes(token_id, skip_special_tokens)
+
+    def _is_control(self, token_id: int) -> bool:
+        return 0 <= token_id < len(self._pieces) and bool(self._model.is_control(token_id))
+
+    def _vocabulary(self) -> bytes:
+        return self._data
+
+
+def _load(data: bytes) -> "SentencePieceProcessor":
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_proto=data)
