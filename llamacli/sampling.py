@@ -45,24 +45,20 @@ _GREEDY_TEMPERATURE = 1e-5
 class _RepetitionPenalty:
     """Divide positive and multiply negative logits of the tokens seen so far (arXiv:1909.05858)."""
 
-    def __init__(self, penalty: float) -> None:
-        self.penalty = penalty
+    def __init__(self, penalty: float, device: torch.device) -> None:
+        self._penalty = penalty
         self._length = 0
         self._seen: set[int] = set()
-        self._ids = torch.empty(0, dtype=torch.long)
+        self._ids = _index((), device)  # of _seen
 
     def __call__(self, token_ids: Sequence[int], logits: Tensor) -> Tensor:
-        self._read(token_ids, logits)
-        seen = logits[self._ids]
-        seen = torch.where(seen < 0, seen * self.penalty, seen / self.penalty)
-        return logits.index_copy(0, self._ids, seen)
-
-    def _read(self, token_ids: Sequence[int], logits: Tensor) -> None:
         new = {i for i in token_ids[self._length :] if i < len(logits)} - self._seen
         self._length = len(token_ids)
         self._seen |= new
-        added = torch.tensor(sorted(new), dtype=torch.long, device=logits.device)
-        self._ids = torch.cat([self._ids.to(logits.device), added])
+        self._ids = torch.cat([self._ids, _index(new, logits.device)])
+        seen = logits[self._ids]
+        seen = torch.where(seen < 0, seen * self._penalty, seen / self._penalty)
+        return logits.index_copy(0, self._ids, seen)
 
 
 class _OccurrencePenalty:
@@ -71,22 +67,21 @@ class _OccurrencePenalty:
     As OpenAI defines the two: https://platform.openai.com/docs/api-reference/completions.
     """
 
-    def __init__(self, presence: float, frequency: float, prompt_length: int) -> None:
-        self.presence = presence
-        self.frequency = frequency
+    def __init__(
+        self, presence: float, frequency: float, prompt_length: int, penalties: Tensor
+    ) -> None:
+        self._presence = presence
+        self._frequency = frequency
         self._length = prompt_length
         self._counts: Counter[int] = Counter()
-        self._penalties: Tensor | None = None  # (V,)
+        self._penalties = penalties  # (V,), zeros at first
 
     def __call__(self, token_ids: Sequence[int], logits: Tensor) -> Tensor:
-        if self._penalties is None:
-            self._penalties = torch.zeros_like(logits)
-        new = token_ids[self._length :]
-        self._length += len(new)
-        self._counts.update(new)
-        for token_id in set(new):
-            count = self._counts[token_id]
-            self._penalties[token_id] = self.presence + self.frequency * count
+        for token_id in token_ids[self._length :]:
+            self._counts[token_id] += 1
+            penalty = self._presence + self._frequency * self._counts[token_id]
+            self._penalties[token_id] = penalty
+        self._length = len(token_ids)
         return logits - self._penalties
 
 
@@ -94,57 +89,55 @@ class _NoRepeatNgram:
     """Ban the tokens that would repeat an n-gram of prompt and output."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
-        self._end = size - 1  # index of the next token that ends a whole n-gram
+        self._context = size - 1
+        self._length = size - 1  # the first whole n-gram ends here
         self._followers: defaultdict[tuple[int, ...], set[int]] = defaultdict(set)
 
     def __call__(self, token_ids: Sequence[int], logits: Tensor) -> Tensor:
-        context = self.size - 1
-        for end in range(self._end, len(token_ids)):
-            self._followers[tuple(token_ids[end - context : end])].add(token_ids[end])
-        self._end = max(self._end, len(token_ids))
-        followers = self._followers.get(_last(context, token_ids), ())
-        return _ban([i for i in followers if i < len(logits)], logits)
+        for end in range(self._length, len(token_ids)):
+            self._followers[tuple(token_ids[end - self._context : end])].add(token_ids[end])
+        self._length = max(self._length, len(token_ids))
+        repeating = self._followers.get(_last(self._context, token_ids), ())
+        banned = _index((i for i in repeating if i < len(logits)), logits.device)
+        return logits.index_fill(0, banned, -math.inf)
 
 
 class _SequenceBias:
     """Add a bias to the last token of each sequence whose other tokens have just been seen."""
 
-    def __init__(self, biases: Mapping[tuple[int, ...], float]) -> None:
-        self._by_prefix: defaultdict[tuple[int, ...], dict[int, float]] = defaultdict(dict)
+    def __init__(self, biases: Mapping[tuple[int, ...], float], device: torch.device) -> None:
+        by_prefix: defaultdict[tuple[int, ...], dict[int, float]] = defaultdict(dict)
         for (*prefix, last), bias in biases.items():
-            self._by_prefix[tuple(prefix)][last] = bias
-        self._prefix_lengths = {len(prefix) for prefix in self._by_prefix}
+            by_prefix[tuple(prefix)][last] = bias
+        self._prefix_lengths = {len(prefix) for prefix in by_prefix}
+        self._by_prefix = {
+            prefix: (_index(ends, device), torch.tensor([*ends.values()], device=device))
+            for prefix, ends in by_prefix.items()
+        }
 
     def __call__(self, token_ids: Sequence[int], logits: Tensor) -> Tensor:
         for length in self._prefix_lengths:
-            biases = self._by_prefix.get(_last(length, token_ids), {})
-            index = torch.tensor([*biases], dtype=torch.long, device=logits.device)
-            logits = logits.index_add(0, index, logits.new_tensor([*biases.values()]))
+            if found := self._by_prefix.get(_last(length, token_ids)):
+                logits = logits.index_add(0, *found)
         return logits
+
+
+def _no_end(eos_token_ids: Tensor, until_length: float) -> LogitsProcessor:
+    """Ban the end of the sequence while prompt and output are shorter than `until_length`."""
+
+    def process(token_ids: Sequence[int], logits: Tensor) -> Tensor:
+        over = len(token_ids) >= until_length
+        return logits if over else logits.index_fill(0, eos_token_ids, -math.inf)
+
+    return process
 
 
 def _last(count: int, token_ids: Sequence[int]) -> tuple[int, ...]:
     return tuple(token_ids[max(0, len(token_ids) - count) :])
 
 
-def _ban(banned_ids: Sequence[int], logits: Tensor) -> Tensor:
-    index = torch.tensor(banned_ids, dtype=torch.long, device=logits.device)
-    return logits.index_fill(0, index, -math.inf)
-
-
-def _no_end(eos_token_ids: Sequence[int], until_length: float) -> LogitsProcessor:
-    """Ban the end of the sequence while prompt and output are shorter than `until_length`."""
-
-    def process(token_ids: Sequence[int], logits: Tensor) -> Tensor:
-        return _ban(eos_token_ids, logits) if len(token_ids) < until_length else logits
-
-    return process
-
-
-def _temperature(value: float, logits: Tensor) -> Tensor:
-    """Below 1 the probable gets more probable."""
-    return logits / value
+def _index(token_ids: Iterable[int], device: torch.device) -> Tensor:
+    return torch.tensor([*token_ids], dtype=torch.long, device=device)
 
 
 def _top_k(k: int, logits: Tensor) -> Tensor:
@@ -189,6 +182,7 @@ def make_processors(
     prompt_length: int,
     eos_token_ids: frozenset[int],
     vocab_size: int,
+    device: torch.device,
 ) -> list[LogitsProcessor]:
     """The penalties and bans that `params` asks for, in their order.
 
@@ -201,19 +195,22 @@ def make_processors(
     _check_ids("sequence_bias", chain.from_iterable(params.sequence_bias), vocab_size)
     processors: list[LogitsProcessor] = []
     if params.repetition_penalty != 1:
-        processors.append(_RepetitionPenalty(params.repetition_penalty))
-    if params.presence_penalty or params.frequency_penalty:
-        presence, frequency = params.presence_penalty, params.frequency_penalty
-        processors.append(_OccurrencePenalty(presence, frequency, prompt_length))
+        processors.append(_RepetitionPenalty(params.repetition_penalty, device))
+    presence, frequency = params.presence_penalty, params.frequency_penalty
+    if presence or frequency:
+        penalties = torch.zeros(vocab_size, device=device)
+        processors.append(_OccurrencePenalty(presence, frequency, prompt_length, penalties))
     if params.no_repeat_ngram_size:
         processors.append(_NoRepeatNgram(params.no_repeat_ngram_size))
     if params.logit_bias:
-        processors.append(_SequenceBias({(i,): bias for i, bias in params.logit_bias.items()}))
+        single: dict[tuple[int, ...], float] = {(i,): b for i, b in params.logit_bias.items()}
+        processors.append(_SequenceBias(single, device))
     if params.sequence_bias:
-        processors.append(_SequenceBias(params.sequence_bias))
+        processors.append(_SequenceBias(params.sequence_bias, device))
     if params.ignore_eos or params.min_new_tokens:
         end = math.inf if params.ignore_eos else prompt_length + params.min_new_tokens
-        processors.append(_no_end([i for i in eos_token_ids if i < vocab_size], end))
+        banned = _index((i for i in eos_token_ids if i < vocab_size), device)
+        processors.append(_no_end(banned, end))
     return processors
 
 
@@ -226,7 +223,7 @@ def make_filters(params: SamplingParams) -> list[LogitsFilter]:
     """Temperature and the filters that `params` asks for, in their order; none when greedy."""
     if params.temperature < _GREEDY_TEMPERATURE:
         return []
-    filters: list[LogitsFilter] = [partial(_temperature, params.temperature)]
+    filters: list[LogitsFilter] = [lambda logits: logits / params.temperature]
     if params.top_k:
         filters.append(partial(_top_k, params.top_k))
     if params.top_p < 1:
@@ -265,6 +262,7 @@ class Sampler:
         prompt_ids: the ids that the processors see before the first chosen one.
         eos_token_ids: what min_new_tokens and ignore_eos ban.
         vocab_size: usable ids. Embeddings are often padded; logits of further rows are ignored.
+        device: where the logits will be.
 
     Raises:
         RequestError: a bias for an id that the model does not have.
@@ -277,6 +275,7 @@ class Sampler:
         prompt_ids: Sequence[int],
         eos_token_ids: frozenset[int],
         vocab_size: int,
+        device: torch.device,
     ) -> None:
         self.token_ids = list(prompt_ids)
         self.vocab_size = vocab_size
@@ -285,6 +284,7 @@ class Sampler:
             prompt_length=len(self.token_ids),
             eos_token_ids=eos_token_ids,
             vocab_size=vocab_size,
+            device=device,
         )
         self.filters = make_filters(params)
         self._logprobs = params.logprobs
@@ -298,27 +298,25 @@ class Sampler:
             RequestError: penalties and bans leave no token.
         """
         logits = logits[: self.vocab_size].float()  # (V,)
-        best, best_id = _best(logits)
-        if not math.isfinite(best):
-            kind = "NaN" if math.isnan(best) else "infinite"
+        if not math.isfinite(highest := logits.max().item()):
+            kind = "NaN" if math.isnan(highest) else "infinite"
             raise CheckpointError(
                 f"the model produced {kind} logits after {len(self.token_ids)} tokens",
                 hint="the weights are damaged or the dtype is too narrow: try float32",
             )
         processed = logits
-        if self.processors:
-            for process in self.processors:
-                processed = process(self.token_ids, processed)
-            best, best_id = _best(processed)
-            if not math.isfinite(best):
-                raise RequestError("penalties, biases and bans leave no token to choose")
+        for process in self.processors:
+            processed = process(self.token_ids, processed)
+        best, best_id = processed.max(dim=-1)  # of equals the lowest id
+        if not math.isfinite(best.item()):
+            raise RequestError("penalties, biases and bans leave no token to choose")
         # The best logit becomes 0, so that no temperature overflows.
-        token_id = self._draw(processed - best) if self.filters else best_id
+        token_id = self._draw(processed - best) if self.filters else int(best_id)
         self.token_ids.append(token_id)
         return self._choice(token_id, logits)
 
     def _draw(self, logits: Tensor) -> int:
-        """Inverse of the cumulative distribution, at one random point."""
+        """Invert the cumulative distribution at one random point; Gumbel noise would take V."""
         for keep in self.filters:
             logits = keep(logits)
         kept = (logits > -math.inf).nonzero().squeeze(-1)
@@ -333,12 +331,6 @@ class Sampler:
         logprobs = logits.log_softmax(-1)
         alternatives = tuple((i, float(logprobs[i])) for i in _top(logprobs, self._logprobs))
         return Choice(token_id, float(logprobs[token_id]), alternatives)
-
-
-def _best(logits: Tensor) -> tuple[float, int]:
-    """The largest logit and its lowest id; NaN is larger than all."""
-    value, index = logits.max(dim=-1)
-    return value.item(), int(index)
 
 
 def _top(logprobs: Tensor, count: int) -> list[int]:
