@@ -22,7 +22,6 @@ alone in Hugging Face's order, each of which keeps at least one token; one of th
 """
 
 import math
-import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -254,8 +253,8 @@ class Sampler:
     """Chooses the tokens of one request, one after another, and remembers them.
 
     Every request has its own sampler, so what it gets never depends on the batch around it. A
-    step takes one uniform number, from Python's own generator: the same seed gives the same
-    numbers on every device and in every version.
+    step takes one uniform number, from a generator of its own that lives on the CPU: the same seed
+    gives the same numbers whatever the device.
 
     Args:
         params: how to choose.
@@ -288,7 +287,11 @@ class Sampler:
         )
         self.filters = make_filters(params)
         self._logprobs = params.logprobs
-        self._random = random.Random(params.seed)
+        self._generator = torch.Generator()
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(params.seed)
 
     def __call__(self, logits: Tensor) -> Choice:
         """Choose the token that follows, from logits (V or more,) of any float type.
@@ -322,7 +325,8 @@ class Sampler:
         kept = (logits > -math.inf).nonzero().squeeze(-1)
         cumulative = logits[kept].softmax(-1).cumsum(-1)
         # The point lies in (0, total]: a token of probability 0 is never met, the end never passed.
-        point = cumulative[-1] * (1 - self._random.random())
+        uniform = torch.rand((), dtype=torch.float64, generator=self._generator).item()
+        point = cumulative[-1] * (1 - uniform)
         return int(kept[torch.searchsorted(cumulative, point)])
 
     def _choice(self, token_id: int, logits: Tensor) -> Choice:

