@@ -1,0 +1,228 @@
+"""Terminal: everything that a command reads from and writes to the world.
+
+stdout is the product: exact UTF-8 bytes in a pipe, whatever the locale. On a terminal, where text
+could act, control characters are made visible. stderr is the conversation: notes, status, errors.
+"""
+
+import codecs
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from enum import StrEnum
+from typing import BinaryIO, Literal, NoReturn
+
+from llamacli.cli import signals
+from llamacli.errors import LocalIOError, RequestError
+
+MAX_INPUT_BYTES = 64_000_000
+
+# What moves the cursor, talks to the terminal, reorders or hides text: C0 but \t and \n, DEL, C1,
+# bidirectional controls, line separators, invisible characters, tags, lone surrogates.
+# The joiners U+200C and U+200D stay: emoji, Persian and Indic scripts are written with them.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+)
+_ERASE_LINE = "\r\x1b[K"
+
+
+class Color(StrEnum):
+    """When to write in color."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+def visible(text: str) -> str:
+    """The text with its control and invisible characters as escapes; \\n and \\t stay."""
+    return _UNSAFE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+class Terminal:
+    """Three byte streams and what is known about them; tests hand in their own.
+
+    Attributes:
+        quiet: notes and status are dropped.
+        debug: errors come with a traceback, libraries may print.
+        color: when `write_styled` writes in color.
+    """
+
+    def __init__(
+        self, stdin: BinaryIO, stdout: BinaryIO, stderr: BinaryIO, environ: Mapping[str, str]
+    ) -> None:
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
+        self.stdin_is_tty = stdin.isatty()
+        self.stdout_is_tty = stdout.isatty()
+        self.stderr_is_tty = stderr.isatty()
+        self.environ = environ
+        self.quiet = False
+        self.debug = False
+        self.color = Color.AUTO
+        self._line_is_open = False
+        self._status_is_shown = False
+
+    @classmethod
+    def of_process(cls) -> "Terminal":
+        """The terminal of this process. A closed stdin is empty, a closed stdout fails."""
+        stdin = sys.stdin.buffer if sys.stdin else _null("rb", os.O_RDONLY)
+        stdout = sys.stdout.buffer if sys.stdout else _null("wb", os.O_RDONLY)  # a write fails
+        stderr = sys.stderr.buffer if sys.stderr else _null("wb", os.O_WRONLY)
+        return cls(stdin, stdout, stderr, os.environ)
+
+    @property
+    def uses_color(self) -> bool:
+        """Whether stdout gets color: --color, NO_COLOR, FORCE_COLOR and TERM in this order."""
+        if self.color is not Color.AUTO:
+            return self.color is Color.ALWAYS
+        if self.environ.get("NO_COLOR"):
+            return False
+        if self.environ.get("FORCE_COLOR"):
+            return True
+        return self.stdout_is_tty and self.environ.get("TERM") != "dumb"
+
+    # ------------------------------------------------------------------ stdin
+
+    def read_stdin(self, limit: int = MAX_INPUT_BYTES) -> bytes:
+        """All of stdin.
+
+        Raises:
+            RequestError: more than `limit` bytes.
+            LocalIOError: stdin cannot be read.
+        """
+        try:
+            data = self.stdin.read(limit + 1)
+        except OSError as error:
+            raise LocalIOError(f"cannot read stdin: {error.strerror}") from error
+        if len(data) > limit:
+            raise RequestError(f"stdin holds more than {limit // 1_000_000} MB")
+        return data
+
+    def decode(self, data: bytes, source: str) -> str:
+        """Bytes from outside as text: a byte order mark goes, bad bytes become U+FFFD with a note.
+
+        For an argument of the command line the bytes are `os.fsencode(argument)`.
+
+        Raises:
+            RequestError: UTF-16.
+        """
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            hint = "convert it with: iconv -f UTF-16 -t UTF-8"
+            raise RequestError(f"{source} is UTF-16, expected UTF-8", hint=hint)
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            self.note(f"{source} is not UTF-8 at byte {error.start}; bad bytes became U+FFFD")
+            return data.decode("utf-8-sig", "replace")
+
+    # ----------------------------------------------------------------- stdout
+
+    def write(self, text: str) -> None:
+        """Write text to stdout, at once.
+
+        Raises:
+            LocalIOError: stdout cannot be written.
+            Interrupted: nobody reads it.
+        """
+        self._write(visible(text) if self.stdout_is_tty else text)
+        if text:
+            self._line_is_open = not text.endswith("\n")
+
+    def write_styled(self, text: str, style: str) -> None:
+        """Write text to stdout, in color where it is wanted; style "1;32" is bold green."""
+        if self.uses_color:
+            shown = visible(text) if self.stdout_is_tty else text
+            self._write(f"\x1b[{style}m{shown}\x1b[0m")
+            self._line_is_open = not text.endswith("\n")
+        else:
+            self.write(text)
+
+    def _write(self, text: str) -> None:
+        self._erase_status()
+        try:
+            self.stdout.write(text.encode("utf-8", "replace"))
+            self.stdout.flush()
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> NoReturn:
+        self.abandon_stdout()
+        if isinstance(error, BrokenPipeError):
+            raise signals.Interrupted(signal.SIGPIPE) from error
+        raise LocalIOError(f"cannot write to stdout: {error.strerror}") from error
+
+    def abandon_stdout(self) -> None:
+        """What is still in stdout's buffer is lost: flushing it at exit would fail or block."""
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stdout.fileno())
+
+    # ----------------------------------------------------------------- stderr
+
+    def note(self, text: str) -> None:
+        """Tell in one line what the user may want to know."""
+        if not self.quiet:
+            self.tell(f"llamacli: note: {_one_line(text)}")
+
+    def error(self, text: str, hint: str | None = None) -> None:
+        """Tell in one line what went wrong, and in another what to do about it."""
+        self.tell(f"llamacli: error: {_one_line(text)}")
+        if hint:
+            self.tell(f"hint: {_one_line(hint)}")
+
+    def tell(self, text: str) -> None:
+        """Write lines to stderr; a stderr that cannot be written is no reason to stop."""
+        if self.stderr_is_tty:
+            self.end_line()
+        self._write_stderr(f"{visible(text)}\n")
+
+    def status(self, text: str) -> None:
+        """Say on a terminal what is going on, until the next output; elsewhere say nothing."""
+        if self.stderr_is_tty and not self.quiet and self.environ.get("TERM") != "dumb":
+            self._write_stderr(f"{_ERASE_LINE}{_one_line(text)[: self._columns() - 1]}")
+            self._status_is_shown = True
+
+    def end_line(self) -> None:
+        """On a terminal, go to the start of an empty line."""
+        self._erase_status()
+        if self.stdout_is_tty and self._line_is_open:
+            with suppress(LocalIOError, signals.Interrupted):
+                self.write("\n")
+
+    @contextmanager
+    def importing(self) -> Iterator[None]:
+        """Within it a command imports what is heavy: a signal ends it at once, without traceback.
+
+        From then on what llamacli's modules log is shown as notes, and other libraries are silent.
+        """
+        from llamacli.cli.notes import listen
+
+        listen(self)
+        with signals.uninterruptible():
+            yield
+
+    def _erase_status(self) -> None:
+        if self._status_is_shown:
+            self._status_is_shown = False
+            self._write_stderr(_ERASE_LINE)
+
+    def _write_stderr(self, text: str) -> None:
+        with suppress(OSError):
+            self.stderr.write(text.encode("utf-8", "replace"))
+            self.stderr.flush()
+
+    def _columns(self) -> int:
+        with suppress(OSError):
+            return os.get_terminal_size(self.stderr.fileno()).columns or 80
+        return 80
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _null(mode: Literal["rb", "wb"], access: int) -> BinaryIO:
+    """/dev/null as a closed stream, so that no other file gets its descriptor."""
+    return os.fdopen(os.open(os.devnull, access), mode)
