@@ -5,16 +5,15 @@ are matched whole inside text, BOS and EOS, decoding, and the methods that the d
 transformers promises, with the results of LlamaTokenizer in transformers 4.53.
 """
 
-import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import ClassVar
 
-from llamacli.errors import LocalIOError, NotFoundError, TokenizerError, printable
+from llamacli.errors import NotFoundError, TokenizerError, printable
 from llamacli.stream_decoder import StreamDecoder
 from llamacli.tokenizer_added import AddedToken, AddedTokens
 from llamacli.tokenizer_bytes import (
@@ -23,7 +22,7 @@ from llamacli.tokenizer_bytes import (
     scalar_text,
     sentencepiece_bytes,
 )
-from llamacli.tokenizer_config import TokenizerConfig
+from llamacli.tokenizer_config import TokenizerConfig, write_whole
 
 # Tokens that end a turn or the text in the Llama 3 family and in ChatML.
 END_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>")
@@ -104,6 +103,11 @@ class Tokenizer(ABC):
         token = self._added.by_id.get(token_id, AddedToken(content=content))
         self._add(token_id, replace(token, special=True))
         return content, token_id
+
+    @property
+    def chat_template(self) -> str | None:
+        """The jinja text that turns messages into a prompt, if the model came with one."""
+        return self.config.chat_template
 
     # ---- encoding
 
@@ -187,12 +191,15 @@ class Tokenizer(ABC):
             found = self._bytes[token_id] = to_bytes(token)
         return found
 
+    @cached_property
+    def _skipped(self) -> frozenset[int]:
+        """The ids that decode leaves out with `skip_special_tokens`."""
+        return frozenset(self.all_special_ids)
+
     def shown_bytes(self, token_id: int, skip_special_tokens: bool) -> bytes:
         """What decode shows of a token."""
-        added = self._added.by_id.get(token_id)
-        if skip_special_tokens and added and added.special:
-            return b""
-        return self.id_to_bytes(token_id)
+        skipped = skip_special_tokens and token_id in self._skipped
+        return b"" if skipped else self.id_to_bytes(token_id)
 
     def id_to_token(self, token_id: int) -> str:
         """The token with this id, empty for a gap in the vocabulary.
@@ -319,19 +326,16 @@ class Tokenizer(ABC):
             raise NotFoundError(f"{printable(folder)} is not a folder")
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         path = folder / f"{prefix}{self._vocabulary_name}"
-        _write_whole(path, self._vocabulary())
+        write_whole(path, self._vocabulary())
         return (str(path),)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the vocabulary and tokenizer_config.json, which transformers can read too."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.save_vocabulary(folder)
         config = replace(
             self.config, added_tokens=self._added.by_id, tokenizer_class=self._saved_class
         )
-        text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        _write_whole(folder / "tokenizer_config.json", text.encode())
+        config.write(folder)
+        self.save_vocabulary(folder)
 
 
 def _ids_to_add(name: str, wanted: bool, token_id: int | None) -> list[int]:
@@ -340,14 +344,3 @@ def _ids_to_add(name: str, wanted: bool, token_id: int | None) -> list[int]:
     if token_id is None:
         raise TokenizerError(f"add_{name} is true, but the tokenizer has no {name}")
     return [token_id]
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write beside the final name and rename, so that the file is never half there."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as problem:
-        part.unlink(missing_ok=True)
-        raise LocalIOError(f"cannot write {printable(path)}: {problem.strerror}") from problem

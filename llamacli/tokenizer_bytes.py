@@ -1,4 +1,4 @@
-"""Text and bytes as a vocabulary spells them: GPT-2's byte-level alphabet, SentencePiece's pieces."""
+"""Text and bytes in a vocabulary: GPT-2's byte-level alphabet, SentencePiece's pieces."""
 
 import re
 

@@ -1,13 +1,16 @@
 """What tokenizer_config.json and the files beside it say, and what kind of file a vocabulary is."""
 
+import contextlib
 import dataclasses
+import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from llamacli.errors import NotFoundError, TokenizerError, printable
+from llamacli.errors import LocalIOError, NotFoundError, TokenizerError, printable
 from llamacli.json_files import read_file, read_json_object
 from llamacli.tokenizer_added import AddedToken, is_token
 
@@ -74,19 +77,22 @@ class TokenizerConfig:
         silent = {key: value for key, value in defaults.items() if getattr(self, key) is None}
         return dataclasses.replace(self, **silent)
 
-    def to_dict(self) -> dict[str, Any]:
-        """What tokenizer_config.json holds."""
-        said = {
-            key: getattr(self, key)
-            for key in ("tokenizer_class", *_FLAGS, *_NAMED_TOKENS, "chat_template")
-        }
-        decoder = {
+    def write(self, folder: Path | str) -> None:
+        """Write tokenizer_config.json into a folder, which is made if need be.
+
+        Raises:
+            LocalIOError: the disk refuses.
+        """
+        keys = ("tokenizer_class", *_FLAGS, *_NAMED_TOKENS, "chat_template")
+        said = {key: value for key in keys if (value := getattr(self, key)) is not None}
+        said["added_tokens_decoder"] = {
             str(token_id): dataclasses.asdict(token) | {"normalized": False, "single_word": False}
             for token_id, token in sorted(self.added_tokens.items())
         }
-        # transformers 4 would remove blanks before punctuation, which no Llama wants.
-        fixed = {"added_tokens_decoder": decoder, "clean_up_tokenization_spaces": False}
-        return {key: value for key, value in said.items() if value is not None} | fixed
+        # Otherwise transformers 4 removes blanks before punctuation.
+        said["clean_up_tokenization_spaces"] = False
+        text = json.dumps(said, indent=2) + "\n"
+        write_whole(Path(folder) / "tokenizer_config.json", text.encode())
 
 
 def file_kind(path: Path) -> FileKind:
@@ -97,10 +103,10 @@ def file_kind(path: Path) -> FileKind:
         TokenizerError: empty, a git-LFS pointer, an HTML page, or of no known kind.
     """
     head = read_file(path, error=TokenizerError, max_bytes=MAX_VOCABULARY_BYTES)[:1024]
-    if head.startswith(b"\n"):  # field 1 of a SentencePiece ModelProto
-        return "sentencepiece"
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return "json"
+    if head.startswith(b"\n"):  # field 1 of a SentencePiece ModelProto
+        return "sentencepiece"
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", head):
         return "tiktoken"
     if not head:
@@ -182,3 +188,16 @@ def _chat_template(folder: Path, value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
     raise _wrong("chat_template", "text or a list of named templates", value)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside the final name and rename, so that the file is never half there."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise LocalIOError(f"cannot write {printable(path)}: {problem.strerror}") from problem

@@ -59,7 +59,8 @@ class LlamaTokenizer(Tokenizer):
         # Two lone blanks show what the model does at the start of a text: drop one, all, none.
         blanks = model.decode_pieces([BLANK, BLANK])
         self.leading_blanks = {"": sys.maxsize, " ": 1}.get(blanks, 0)
-        self._unknown_surface: bytes = model.decode([model.unk_id()]).encode()
+        self._unknown_id: int = model.unk_id()
+        self._unknown_surface: bytes = model.decode([self._unknown_id]).encode()
         config = config.filled(
             add_bos_token=model.bos_id() >= 0,
             add_eos_token=False,
@@ -67,7 +68,7 @@ class LlamaTokenizer(Tokenizer):
             legacy=True,
             bos_token=self._model_token(model.bos_id()),
             eos_token=self._model_token(model.eos_id()),
-            unk_token=self._model_token(model.unk_id()),
+            unk_token=self._model_token(self._unknown_id),
         )
         super().__init__(config, model_size=len(self._pieces), added={})
 
@@ -97,16 +98,18 @@ class LlamaTokenizer(Tokenizer):
     def _model_token(self, token_id: int) -> str | None:
         return self._pieces[token_id] if 0 <= token_id < len(self._pieces) else None
 
-    def shown_bytes(self, token_id: int, skip_special_tokens: bool) -> bytes:
-        """What decode shows of a token; like sentencepiece, it never skips the unknown one."""
-        if skip_special_tokens and token_id == self._model.unk_id():
-            return self._unknown_surface
-        if skip_special_tokens and self._is_control(token_id):
-            return b""
-        return super().shown_bytes(token_id, skip_special_tokens)
+    @cached_property
+    def _skipped(self) -> frozenset[int]:
+        """All control pieces of the model; the unknown one shows, as sentencepiece has it."""
+        is_control = self._model.is_control(list(range(len(self._pieces))))
+        control = {token_id for token_id, found in enumerate(is_control) if found}
+        return frozenset(control.union(self.all_special_ids) - {self._unknown_id})
 
-    def _is_control(self, token_id: int) -> bool:
-        return 0 <= token_id < len(self._pieces) and bool(self._model.is_control(token_id))
+    def shown_bytes(self, token_id: int, skip_special_tokens: bool) -> bytes:
+        """What decode shows of a token; the unknown one is `<unk>` beside other special tokens."""
+        if skip_special_tokens and token_id == self._unknown_id:
+            return self._unknown_surface
+        return super().shown_bytes(token_id, skip_special_tokens)
 
     def _vocabulary(self) -> bytes:
         return self._data
