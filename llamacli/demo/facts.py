@@ -120,11 +120,11 @@ class SubjectWriter:
         return " ".join(sentences)
 
     def _order(self, length: int) -> list[list[str]]:
-        """Groups in random order; one about a cell of several values comes up to three times."""
+        """Groups in random order; one about a cell of several values comes twice."""
         groups = []
         for group in self.groups:
             most_values = max(len(self.row[name]) for name in _fields(group[0]))
-            groups += [group] * min(most_values, 3)
+            groups += [group] * min(most_values, 2)
         return self.rng.sample(groups, len(groups))[:length]
 
 
@@ -213,7 +213,7 @@ def question_documents(rng: random.Random, per_row: int) -> Iterator[str]:
 def fact_documents(rng: random.Random) -> list[str]:
     """All documents about facts; some come more than once."""
     documents = list(table_documents(rng))
-    documents += passages(rng, per_line=14)
+    documents += passages(rng, per_line=16)
     documents += comparisons(rng, count=1500)
     documents += sums()
     documents += sequences()
