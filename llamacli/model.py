@@ -13,6 +13,7 @@ not the config, how many heads there are, so a sharded projection needs no chang
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 from llamacli import masks
 from llamacli.cache import KVCache
 from llamacli.config import LlamaConfig
+from llamacli.generation import TokenStream
+from llamacli.loading import PreTrainedModel
+from llamacli.request import SamplingParams
 from llamacli.rope import rope_frequencies
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -193,7 +197,7 @@ class DecoderLayer(nn.Module):
 # The model and its head
 
 
-class LlamaModel(nn.Module):
+class LlamaModel(PreTrainedModel):
     """Token ids in, hidden states out."""
 
     def __init__(self, config: LlamaConfig, *, attn_implementation: str = "sdpa") -> None:
@@ -273,7 +277,7 @@ def initialize(module: nn.Module, std: float) -> None:
             nn.init.zeros_(child.bias)
 
 
-class LlamaForCausalLM(nn.Module):
+class LlamaForCausalLM(PreTrainedModel):
     """Token ids in, logits of the next token out."""
 
     def __init__(self, config: LlamaConfig, *, attn_implementation: str = "sdpa") -> None:
@@ -298,3 +302,48 @@ class LlamaForCausalLM(nn.Module):
             input_ids, cache=cache, attention_mask=attention_mask, position_ids=position_ids
         )
         return self.lm_head(hidden_states)  # type: ignore[no-any-return]
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        cache_implementation: str = "dynamic",
+        do_sample: bool = False,
+        **sampling: Any,
+    ) -> Tensor:
+        """Continue each row of a batch, as `transformers` does.
+
+        Args:
+            input_ids: (B, T), padded on the left where `attention_mask` (B, T) is 0.
+            attention_mask: None means no padding.
+            cache_implementation: "dynamic" or "static".
+            do_sample: draw from the distribution; otherwise the most probable token is taken.
+            sampling: fields of `SamplingParams`, such as max_new_tokens.
+
+        Returns:
+            (B, T + the longest row's new tokens): prompt and new ids, padded on the right with the
+            pad id, else the first end-of-sequence id.
+
+        Raises:
+            RequestError: a value outside its range, or a prompt that fills the context.
+        """
+        params = SamplingParams(**sampling if do_sample else sampling | {"temperature": 0.0})
+        eos = self.config.eos_token_ids | self.generation_config.eos_token_ids
+        keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        prompts = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, keep, strict=True)]
+        tokens = TokenStream(
+            self,
+            prompts,
+            [params] * len(prompts),
+            eos_token_ids=eos,
+            static_cache=cache_implementation == "static",
+        )
+        rows: list[list[int]] = [[] for _ in prompts]
+        for token in tokens:
+            rows[token.row].append(token.id)
+        pad = self.config.pad_token_id
+        pad = pad if pad is not None else min(eos, default=0)
+        longest = max(map(len, rows))
+        new_ids = [row + [pad] * (longest - len(row)) for row in rows]
+        return torch.cat((input_ids, input_ids.new_tensor(new_ids)), dim=1)

@@ -1,7 +1,9 @@
 """Tiny random Llamas, ours and transformers', with the same weights."""
 
+from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import torch
 from transformers import LlamaConfig as ReferenceConfig, LlamaForCausalLM as Reference
 
@@ -20,6 +22,9 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": None,
 }
+
+NOUNS = "sun moon river stone bird child garden bread light winter".split()
+VERBS = "sees warms carries finds follows remembers".split()
 
 # Every rope type reaches past its original length within 250 tokens.
 KINDS: dict[str, dict[str, Any]] = {
@@ -80,3 +85,36 @@ def random_ids(batch: int, length: int, seed: int = 1) -> torch.Tensor:
     """(B, T) token ids."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, SIZES["vocab_size"], (batch, length), generator=generator)
+
+
+def write_tokenizer(folder: Path, vocab_size: int = 400) -> None:
+    """A SentencePiece tokenizer with byte fallback, trained on a few sentences."""
+    sentences = [f"The {a} {b} {c}." for a in NOUNS for b in VERBS for c in NOUNS]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=vocab_size,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.vocab").unlink()
+
+
+def write_model(folder: Path, seed: int = 0, **sizes: Any) -> LlamaForCausalLM:
+    """A whole model folder with random weights; its text is noise, but always the same noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(folder)
+    vocab_size = sentencepiece.SentencePieceProcessor(
+        model_file=str(folder / "tokenizer.model")
+    ).vocab_size()
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        **{**SIZES, "vocab_size": vocab_size, "eos_token_id": 2, "initializer_range": 0.4, **sizes}
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    return model
