@@ -19,7 +19,7 @@ _REPEAT = r"(?:[*+]\+?|\{\d(?:,\d?)?\})"
 _CONTRACTIONS = r"'?\(\?i?:[a-z'|\[\]]+\)"  # as (?i:'s|'t|'re)
 _ALTERNATIVE = (
     rf"(?:{_CONTRACTIONS}|(?:{_ATOM}(?:\?\+?)?){{0,2}}"
-    rf"(?:{_ATOM}{_REPEAT}?(?:{_ATOM}{_REPEAT})?(?:{_CONTRACTIONS}\?)?"
+    rf"(?:{_ATOM}{_REPEAT}?(?:{_ATOM}{_REPEAT}?)?(?:{_CONTRACTIONS}\?)?"
     rf"|{_ATOM}{_REPEAT}(?:\(\?!\\S\)|\$)))"
 )
 _PATTERN = re.compile(rf"{_ALTERNATIVE}(?:\|{_ALTERNATIVE})*")
@@ -116,9 +116,9 @@ def _patterns(part: object) -> Iterator[str]:
 def _check_pattern(pattern: str) -> None:
     """Accept patterns whose search time is at most quadratic in a run of one kind of character.
 
-    An alternative is a few characters or classes, of which at most the last two repeat, so that
-    what follows a repeat cannot fail, or nothing but its end can. This is how every pattern of a
-    Llama (and of GPT and Qwen) looks; nested or chained repeats can take exponential time.
+    An alternative is at most four characters or classes, of which only the last two may repeat.
+    This is how the patterns of Llama, GPT and Qwen look; with nested or chained repeats, a search
+    can take exponential time.
     """
     if not _PATTERN.fullmatch(pattern):
         shown = printable(repr(pattern))
