@@ -8,6 +8,7 @@ from typer.core import TyperCommand, TyperGroup
 from llamacli.cli import signals
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.options import DebugOption
+from llamacli.cli.run import run
 
 HELP = """Run Llama models: text in, text out.
 
@@ -101,3 +102,6 @@ def llamacli(
     if ctx.invoked_subcommand is None:
         ctx.obj.tell(ctx.get_help())
         raise typer.Exit(ExitCode.USAGE)
+
+
+app.command("run", cls=Command)(run)
