@@ -1,1 +1,91 @@
-"""llamacli: the command-line home of the Llama models."""
+"""llamacli: the command-line home of the Llama models.
+
+    from llamacli import LlamaForCausalLM, SamplingParams, TokenStream, generate, load_tokenizer
+
+A name brings its module in when it is first used, so `import llamacli` does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llamacli.cache import KVCache as KVCache
+    from llamacli.config import LlamaConfig as LlamaConfig
+    from llamacli.errors import (
+        ArtifactError as ArtifactError,
+        AuthenticationError as AuthenticationError,
+        CheckpointError as CheckpointError,
+        ConfigError as ConfigError,
+        LlamacliError as LlamacliError,
+        LocalIOError as LocalIOError,
+        NetworkError as NetworkError,
+        NotFoundError as NotFoundError,
+        RequestError as RequestError,
+        ResourceError as ResourceError,
+        TemplateError as TemplateError,
+        TokenizerError as TokenizerError,
+    )
+    from llamacli.generation import (
+        TokenStream as TokenStream,
+        generate as generate,
+        stream_text as stream_text,
+    )
+    from llamacli.model import LlamaForCausalLM as LlamaForCausalLM, LlamaModel as LlamaModel
+    from llamacli.request import (
+        GenerationRequest as GenerationRequest,
+        SamplingParams as SamplingParams,
+    )
+    from llamacli.stream_decoder import StreamDecoder as StreamDecoder
+    from llamacli.tokenizer_fast import (
+        LlamaTokenizerFast as LlamaTokenizerFast,
+        load_tokenizer as load_tokenizer,
+    )
+    from llamacli.tokenizer_sentencepiece import LlamaTokenizer as LlamaTokenizer
+
+    __version__: str
+
+_MODULES = {
+    "KVCache": "cache",
+    "LlamaConfig": "config",
+    "ArtifactError": "errors",
+    "AuthenticationError": "errors",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "LlamacliError": "errors",
+    "LocalIOError": "errors",
+    "NetworkError": "errors",
+    "NotFoundError": "errors",
+    "RequestError": "errors",
+    "ResourceError": "errors",
+    "TemplateError": "errors",
+    "TokenizerError": "errors",
+    "TokenStream": "generation",
+    "generate": "generation",
+    "stream_text": "generation",
+    "LlamaForCausalLM": "model",
+    "LlamaModel": "model",
+    "GenerationRequest": "request",
+    "SamplingParams": "request",
+    "StreamDecoder": "stream_decoder",
+    "LlamaTokenizerFast": "tokenizer_fast",
+    "load_tokenizer": "tokenizer_fast",
+    "LlamaTokenizer": "tokenizer_sentencepiece",
+}
+
+__all__ = [*_MODULES]
+
+
+if not TYPE_CHECKING:  # a type checker knows the names above, and should know no others
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("llamacli")
+        if name not in _MODULES:
+            raise AttributeError(f"module 'llamacli' has no attribute {name!r}")
+        return getattr(import_module(f"llamacli.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__, "__version__"]
