@@ -193,12 +193,9 @@ def _sources(module: nn.Module, checkpoint: Checkpoint) -> dict[nn.Parameter, st
             sources.setdefault(parameter, name)
     missing = [name for name, parameter in module.named_parameters() if parameter not in sources]
     if missing:
-        raise CheckpointError(
-            f"the weights lack {first_five(missing)}",
-            hint="if the embeddings are tied, config.json must say so: tie_word_embeddings"
-            if missing == ["lm_head.weight"]
-            else None,
-        )
+        tied = "if the embeddings are tied, config.json must say so: tie_word_embeddings"
+        hint = tied if missing == ["lm_head.weight"] else None
+        raise CheckpointError(f"the weights lack {first_five(missing)}", hint=hint)
     misfits = [
         f"{name} (file has {_described(info)}, config wants {_described(parameter)})"
         for parameter, name in sources.items()

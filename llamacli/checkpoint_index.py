@@ -41,16 +41,18 @@ def is_sharded(folder: Path) -> bool:
         LocalIOError: it may not be listed.
         CheckpointError: only weights in a refused format, which are not opened.
     """
-    if folder.is_file():
-        refuse_foreign_format(WeightFile(folder).start(64), printable(folder.name))
     try:
         names = set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError) as problem:
-        raise NotFoundError(f"{printable(folder)} is not a folder") from problem
+    except FileNotFoundError as problem:
+        raise NotFoundError(f"{printable(folder)} does not exist") from problem
+    except NotADirectoryError as problem:
+        file = WeightFile(folder)
+        refuse_foreign_format(file.start(64), file.name)
+        raise NotFoundError(f"{file.name} is a file, not a folder") from problem
     except OSError as problem:
         raise LocalIOError(f"cannot list {printable(folder)}: {problem.strerror}") from problem
     if {SINGLE_FILE, INDEX_FILE} <= names:
-        logger.warning("%s is used, %s is ignored", SINGLE_FILE, INDEX_FILE)
+        logger.warning("%s is used, %s beside it is ignored", SINGLE_FILE, INDEX_FILE)
     if not names & {SINGLE_FILE, INDEX_FILE}:
         raise _without_safetensors(folder, {Path(name).suffix for name in names})
     return SINGLE_FILE not in names

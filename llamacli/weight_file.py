@@ -38,6 +38,7 @@ DTYPES = {
 
 TO_SAFETENSORS = "use the safetensors files of the model, or convert to safetensors"
 _DOWNLOAD_AGAIN = "download the file again"
+_LIBRARY_PREFIX = "Error while deserializing header: "
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 _DATA_END = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d{1,19})\s*\]')
 
@@ -80,7 +81,7 @@ class WeightFile:
             message = f"{self.name} is missing in {printable(path.parent)}"
             raise NotFoundError(message, hint="download the model again") from problem
         except OSError as problem:
-            raise LocalIOError(f"cannot read {self.name}: {problem.strerror}") from problem
+            raise self._unreadable(problem) from problem
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
@@ -100,7 +101,13 @@ class WeightFile:
 
     def start(self, length: int, *, offset: int = 0) -> bytes:
         """Up to `length` bytes."""
-        return os.pread(self._descriptor, length, offset)
+        try:
+            return os.pread(self._descriptor, length, offset)
+        except OSError as problem:
+            raise self._unreadable(problem) from problem
+
+    def _unreadable(self, problem: OSError) -> LocalIOError:
+        return LocalIOError(f"cannot read {self.name}: {problem.strerror}")
 
     def header(self) -> tuple[dict[str, TensorInfo], Mapping[str, str]]:
         """Name → TensorInfo in file order, and the metadata.
@@ -124,16 +131,18 @@ class WeightFile:
             tensors[name] = self._tensor_info(name, entry.get_shape(), entry.get_dtype(), offset)
             offset += tensors[name].nbytes
         if not tensors:
-            raise CheckpointError(f"{self.name} holds no tensors", hint=_DOWNLOAD_AGAIN)
+            raise CheckpointError(f"{self.name}: there are no tensors in it", hint=_DOWNLOAD_AGAIN)
         return tensors, entries.metadata() or {}
 
     def _damaged(self, reason: str, header: bytes) -> CheckpointError:
-        message = f"{self.name}: {reason.removeprefix('Error while deserializing header: ')}"
+        message = f"{self.name}: {printable(reason.removeprefix(_LIBRARY_PREFIX))}"
+        if "unknown variant" in reason:
+            return CheckpointError(message, hint=f"supported dtypes are {', '.join(DTYPES)}")
         promised = 8 + len(header) + max(map(int, _DATA_END.findall(header)), default=0)
         actual = self.status.st_size
         if promised != actual:
             message += f"; expected {promised:,} bytes, have {actual:,}"
-        return CheckpointError(printable(message), hint=_DOWNLOAD_AGAIN)
+        return CheckpointError(message, hint=_DOWNLOAD_AGAIN)
 
     def _tensor_info(self, name: str, shape: list[int], dtype: str, offset: int) -> TensorInfo:
         where = f"{self.name}: tensor {printable(name)}"
@@ -164,7 +173,7 @@ class WeightFile:
             try:
                 count = os.preadv(self._descriptor, [view[done:]], info.offset + done)
             except OSError as problem:
-                raise LocalIOError(f"cannot read {self.name}: {problem.strerror}") from problem
+                raise self._unreadable(problem) from problem
             if count == 0:
                 raise CheckpointError(f"{self.name} became shorter while it was read")
             done += count

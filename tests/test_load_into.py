@@ -1,0 +1,137 @@
+"""Tensors of a checkpoint become the parameters of a module, or nothing changes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from llamacli.checkpoint import load_into, open_checkpoint, save_state_dict
+from llamacli.config import LlamaConfig
+from llamacli.errors import CheckpointError, ResourceError
+from llamacli.model import LlamaForCausalLM
+from tests import attacks
+from tests.tiny import SIZES
+
+MEGABYTE = 1_000_000
+NAMES = [name for name, _ in LlamaForCausalLM(LlamaConfig(**SIZES)).named_parameters()]
+
+
+def empty_model(**changed: object) -> LlamaForCausalLM:
+    with torch.device("meta"):
+        return LlamaForCausalLM(LlamaConfig(**{**SIZES, **changed}))
+
+
+def good_weights() -> dict[str, Tensor]:
+    return LlamaForCausalLM(LlamaConfig(**SIZES)).state_dict()
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file(dict(tensors), folder / "model.safetensors")
+
+
+def sparse_checkpoint(folder: Path, count: int) -> nn.ParameterDict:
+    """So many tensors of 40 MB that take no space on the disk; returns a module for them."""
+    size = 40 * MEGABYTE
+    names = [f"tensor{number}" for number in range(count)]
+    header = {
+        name: attacks.entry(
+            dtype="BF16", shape=[size // 2], data_offsets=[at * size, (at + 1) * size]
+        )
+        for at, name in enumerate(names)
+    }
+    start = attacks.weights(header, b"")
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(start)
+        file.truncate(len(start) + count * size)
+    return nn.ParameterDict({name: torch.empty(size // 2, device="meta") for name in names})
+
+
+def test_parameters_get_the_dtype_asked_for_and_keep_requires_grad(tmp_path: Path) -> None:
+    save_state_dict(tmp_path, {"weight": torch.full((2, 2), 1.5), "bias": torch.zeros(2)})
+    layer = nn.Linear(2, 2, device="meta")
+    layer.bias.requires_grad_(False)
+    load_into(layer, open_checkpoint(tmp_path), dtype=torch.bfloat16)
+    assert torch.equal(layer.weight, torch.full((2, 2), 1.5, dtype=torch.bfloat16))
+    assert layer.bias.dtype == torch.bfloat16
+    assert (layer.weight.requires_grad, layer.bias.requires_grad) == (True, False)
+
+
+def test_loading_holds_no_second_copy(tmp_path: Path) -> None:
+    module = sparse_checkpoint(tmp_path, count=6)  # 240 MB
+    with attacks.memory_limit((240 + 80) * MEGABYTE):  # threads need some 8 MB each
+        load_into(module, open_checkpoint(tmp_path))
+    assert sum(parameter.nbytes for parameter in module.values()) == 240 * MEGABYTE
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is not counted here")
+def test_too_little_memory_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
+    module = sparse_checkpoint(tmp_path, count=6)
+    with attacks.memory_limit(200 * MEGABYTE):
+        checkpoint = open_checkpoint(tmp_path)
+        with pytest.raises(ResourceError, match="no memory for a tensor of 40,000,000 bytes"):
+            load_into(module, checkpoint)
+    assert all(parameter.is_meta for parameter in module.values())
+
+
+@given(name=st.sampled_from(NAMES))
+def test_fault_011_a_tensor_of_another_shape_is_named(
+    name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, state = tmp_path_factory.mktemp("shape"), good_weights()
+    wanted = tuple(state[name].shape)
+    write(folder, state | {name: torch.zeros(7, *wanted)})
+    with pytest.raises(CheckpointError) as caught:
+        load_into(empty_model(), open_checkpoint(folder))
+    assert f"{name} (file has {(7, *wanted)}, config wants {wanted})" in str(caught.value)
+
+
+def test_fault_011_misfits_are_found_before_memory_is_allocated(tmp_path: Path) -> None:
+    module = sparse_checkpoint(tmp_path, count=50)  # 2 GB
+    module["tensor49"] = torch.empty(3, device="meta")
+    with attacks.memory_limit(30 * MEGABYTE):
+        checkpoint = open_checkpoint(tmp_path)
+        with pytest.raises(
+            CheckpointError, match=r"tensor49 \(file has \(20000000,\), config wants"
+        ):
+            load_into(module, checkpoint)
+    assert module["tensor0"].is_meta
+
+
+def test_fault_011_integers_are_not_taken_for_weights(tmp_path: Path) -> None:
+    state = good_weights()
+    write(tmp_path, state | {"model.norm.weight": torch.ones(32, dtype=torch.int8)})
+    with pytest.raises(CheckpointError, match=r"file has \(32,\) of torch.int8, config wants \(32"):
+        load_into(empty_model(), open_checkpoint(tmp_path))
+
+
+def test_fault_012_missing_tensors_are_listed_up_to_five(tmp_path: Path) -> None:
+    write(tmp_path, {name: good_weights()[name] for name in NAMES[6:]})
+    with pytest.raises(CheckpointError) as caught:
+        load_into(empty_model(), open_checkpoint(tmp_path))
+    assert str(caught.value) == f"the weights lack {', '.join(NAMES[:5])} and 1 more"
+
+
+def test_fault_012_unexpected_tensors_are_noted_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    redundant = ["model.layers.0.self_attn.rotary_emb.inv_freq", "rope.freqs"]
+    extra = {name: torch.ones(1) for name in [*"abcdefg", *redundant]}
+    write(tmp_path, good_weights() | extra)
+    load_into(empty_model(), open_checkpoint(tmp_path))
+    assert caplog.messages == ["tensors that the model has no use for: a, b, c, d, e and 2 more"]
+
+
+def test_fault_013_tied_embeddings_need_no_head(tmp_path: Path) -> None:
+    state = good_weights()
+    del state["lm_head.weight"]
+    write(tmp_path, state)
+    model = empty_model(tie_word_embeddings=True)
+    load_into(model, open_checkpoint(tmp_path))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    with pytest.raises(CheckpointError, match=r"the weights lack lm_head\.weight") as caught:
+        load_into(empty_model(), open_checkpoint(tmp_path))
+    assert "tie_word_embeddings" in str(caught.value.hint)
