@@ -5,6 +5,7 @@ Where both are present the single file counts, as in transformers.
 """
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ from llamacli.weight_file import TensorInfo, WeightFile
 logger = logging.getLogger(__name__)
 
 MAX_SHARD_BYTES = 5_000_000_000
-READING_THREADS = 4
+READING_THREADS = min(4, os.cpu_count() or 1)
 
 # Rotary frequencies that old converters stored; they follow from the config.
 _REDUNDANT = re.compile(r"(.+\.)?rotary_emb\.inv_freq|rope\.freqs")

@@ -7,6 +7,7 @@ the process (SIGBUS), a short read is an error like any other.
 """
 
 import json
+import mmap
 import os
 import re
 import stat
@@ -163,11 +164,13 @@ class WeightFile:
             ResourceError: no memory.
         """
         try:
-            tensor = torch.empty(info.shape, dtype=info.dtype, device="cpu")
-        except RuntimeError as problem:
+            # A mapping of its own is given back at once when the tensor is dropped after a cast;
+            # malloc keeps such holes, and the process grows to twice the model.
+            memory = mmap.mmap(-1, info.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as problem:
             message = f"no memory for a tensor of {info.nbytes:,} bytes"
             raise ResourceError(f"{self.name}: {message}") from problem
-        view = tensor.view(-1).view(torch.uint8).numpy().data
+        view = memoryview(memory)
         done = 0
         while done < info.nbytes:
             try:
@@ -177,7 +180,7 @@ class WeightFile:
             if count == 0:
                 raise CheckpointError(f"{self.name} became shorter while it was read")
             done += count
-        return tensor
+        return torch.frombuffer(memory, dtype=info.dtype).view(info.shape)
 
 
 def _refuse_duplicates(header: bytes, where: str) -> None:

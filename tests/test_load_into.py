@@ -1,5 +1,6 @@
 """Tensors of a checkpoint become the parameters of a module, or nothing changes."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,8 +35,8 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def sparse_checkpoint(folder: Path, count: int) -> nn.ParameterDict:
-    """So many tensors of 40 MB that take no space on the disk; returns a module for them."""
-    size = 40 * MEGABYTE
+    """So many tensors of 20 MB that take no space on the disk; returns a module for them."""
+    size = 20 * MEGABYTE
     names = [f"tensor{number}" for number in range(count)]
     header = {
         name: attacks.entry(
@@ -60,19 +61,21 @@ def test_parameters_get_the_dtype_asked_for_and_keep_requires_grad(tmp_path: Pat
     assert (layer.weight.requires_grad, layer.bias.requires_grad) == (True, False)
 
 
-def test_loading_holds_no_second_copy(tmp_path: Path) -> None:
-    module = sparse_checkpoint(tmp_path, count=6)  # 240 MB
-    with attacks.memory_limit((240 + 80) * MEGABYTE):  # threads need some 8 MB each
-        load_into(module, open_checkpoint(tmp_path))
-    assert sum(parameter.nbytes for parameter in module.values()) == 240 * MEGABYTE
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_loading_holds_no_second_copy(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    module = sparse_checkpoint(tmp_path, count=20)
+    in_flight = 4 * (20 + 10) * MEGABYTE  # a tensor and a stack for each thread
+    with attacks.memory_limit(400 * MEGABYTE + in_flight):
+        load_into(module, open_checkpoint(tmp_path), dtype=dtype)
+    assert sum(parameter.nbytes for parameter in module.values()) == 400 * MEGABYTE
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is not counted here")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is not limited here")
 def test_too_little_memory_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
-    module = sparse_checkpoint(tmp_path, count=6)
+    module = sparse_checkpoint(tmp_path, count=20)
     with attacks.memory_limit(200 * MEGABYTE):
         checkpoint = open_checkpoint(tmp_path)
-        with pytest.raises(ResourceError, match="no memory for a tensor of 40,000,000 bytes"):
+        with pytest.raises(ResourceError, match="no memory for a tensor of 20,000,000 bytes"):
             load_into(module, checkpoint)
     assert all(parameter.is_meta for parameter in module.values())
 
@@ -90,13 +93,11 @@ def test_fault_011_a_tensor_of_another_shape_is_named(
 
 
 def test_fault_011_misfits_are_found_before_memory_is_allocated(tmp_path: Path) -> None:
-    module = sparse_checkpoint(tmp_path, count=50)  # 2 GB
+    module = sparse_checkpoint(tmp_path, count=50)  # 1 GB
     module["tensor49"] = torch.empty(3, device="meta")
-    with attacks.memory_limit(30 * MEGABYTE):
+    with attacks.memory_limit(15 * MEGABYTE):
         checkpoint = open_checkpoint(tmp_path)
-        with pytest.raises(
-            CheckpointError, match=r"tensor49 \(file has \(20000000,\), config wants"
-        ):
+        with pytest.raises(CheckpointError, match=r"tensor49 \(file has \(10000000,\), config"):
             load_into(module, checkpoint)
     assert module["tensor0"].is_meta
 
