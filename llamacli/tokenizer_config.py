@@ -160,16 +160,18 @@ def _added_tokens(decoder: object, by_content: Mapping[str, object]) -> dict[int
     """`added_tokens_decoder` has tokens by id, the older added_tokens.json has ids by token."""
     if not isinstance(decoder, Mapping | None):
         raise _wrong("added_tokens_decoder", "an object", decoder)
-    added = {token_id(key): AddedToken.from_entry(entry) for key, entry in (decoder or {}).items()}
+    added = {
+        checked_id(key): AddedToken.from_entry(entry) for key, entry in (decoder or {}).items()
+    }
     for content, value in by_content.items():
         token = AddedToken(content=content, special=False)
-        known = added.setdefault(token_id(value), token)
+        known = added.setdefault(checked_id(value), token)
         if known.content != content:
             raise _wrong(f"token {value}", printable(repr(known.content)), content)
     return added
 
 
-def token_id(value: object) -> int:
+def checked_id(value: object) -> int:
     """A token id as JSON writes it: a number, or a key made of digits."""
     number = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,8}", value) else value
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < MAX_VOCAB_SIZE:

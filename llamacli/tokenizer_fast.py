@@ -106,11 +106,14 @@ class LlamaTokenizerFast(Tokenizer):
             [f"{part}:{number}" for part in (*before, sequence, *after)]
             for number, sequence in enumerate(("$A", "$B"))
         )
-        self._tokenizer.post_processor = TemplateProcessing(
-            single=single,
-            pair=single + second,
-            special_tokens=list(zip(before + after, self._prefix + self._suffix, strict=True)),
-        )
+        try:
+            self._tokenizer.post_processor = TemplateProcessing(
+                single=single,
+                pair=single + second,
+                special_tokens=list(zip(before + after, self._prefix + self._suffix, strict=True)),
+            )
+        except ValueError as problem:  # a token with a colon in it
+            raise TokenizerError(f"no template can be made: {printable(problem)}") from problem
 
     def _encode_text(self, text: str, *, first: bool) -> list[int]:
         if first and self._blank_first and text and not text.startswith((" ", BLANK)):

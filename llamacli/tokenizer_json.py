@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llamacli.errors import TokenizerError, printable
 from llamacli.json_files import read_json_object
 from llamacli.tokenizer_added import AddedToken
-from llamacli.tokenizer_config import MAX_VOCABULARY_BYTES, token_id
+from llamacli.tokenizer_config import MAX_VOCABULARY_BYTES, checked_id
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -72,25 +72,30 @@ def _check_model(model: object) -> int:
     vocab = model.get("vocab")
     if not isinstance(vocab, Mapping) or not vocab:
         raise TokenizerError("the model has no vocabulary")
-    owners: dict[int, str] = {}
     for token, value in vocab.items():
-        if owners.setdefault(token_id(value), token) != token:
-            both = f"{owners[value]!r} and {token!r}"
+        if type(value) is not int:
+            shown = printable(f"{token!r} has id {value!r}")
+            raise TokenizerError(f"token {shown}, which is no whole number")
+    owners = {value: token for token, value in vocab.items()}
+    for token, value in vocab.items() if len(owners) < len(vocab) else ():
+        if owners[value] != token:
+            both = f"{token!r} and {owners[value]!r}"
             raise TokenizerError(f"tokens {printable(both)} have one id, {value}")
-    return max(owners) + 1
+    checked_id(min(owners))
+    return checked_id(max(owners)) + 1
 
 
 def _added_ids(entries: object) -> dict[str, int]:
     if not isinstance(entries, list | None):
         raise TokenizerError("added_tokens must be a list")
-    added: dict[str, int] = {}
+    owners: dict[int, str] = {}
     for entry in entries or ():
-        token, number = AddedToken.from_entry(entry), token_id(entry.get("id"))
-        if token.content in added or number in added.values():
-            shown = printable(repr(token.content))
-            raise TokenizerError(f"added token {shown} or its id {number} occurs twice")
-        added[token.content] = number
-    return added
+        token, number = AddedToken.from_entry(entry), checked_id(entry.get("id"))
+        if number in owners:
+            both = f"{owners[number]!r} and {token.content!r}"
+            raise TokenizerError(f"added tokens {printable(both)} have one id, {number}")
+        owners[number] = token.content
+    return {content: number for number, content in owners.items()}
 
 
 def _check_parts(data: Mapping[str, object]) -> None:

@@ -150,6 +150,14 @@ def test_a_flag_without_its_token_is_an_error(tmp_path: Path) -> None:
         LlamaTokenizerFast(edited(tmp_path, data), TokenizerConfig(add_eos_token=True))
 
 
+def test_a_token_that_no_template_can_hold_is_an_error(tmp_path: Path) -> None:
+    config = TokenizerConfig(
+        bos_token="a:b", add_bos_token=True, added_tokens={259: AddedToken(content="a:b")}
+    )
+    with pytest.raises(TokenizerError, match="no template can be made: .*a:b"):
+        LlamaTokenizerFast(edited(tmp_path, byte_level_json()), config)
+
+
 def test_what_is_saved_reads_back_the_same(file: Path, tmp_path: Path) -> None:
     settings = {"add_bos_token": True, "chat_template": "x"}
     saved = LlamaTokenizerFast.from_pretrained(file.parent, **settings)
