@@ -28,6 +28,16 @@ def _finite(literal: str) -> float:
     return value
 
 
+def parse_json(text: str) -> object:
+    """JSON without what Python's module adds to it.
+
+    Raises:
+        ValueError: not JSON, a key twice, a number not finite.
+        RecursionError: nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
+
+
 def read_file(path: Path, *, error: type[ArtifactError], max_bytes: int) -> bytes:
     """The bytes of a regular file.
 
@@ -63,12 +73,7 @@ def read_json_object(
     data = read_file(path, error=error, max_bytes=max_bytes)
     shown = printable(path)
     try:
-        value = json.loads(
-            data.decode("utf-8-sig"),
-            object_pairs_hook=_unique,
-            parse_constant=_finite,
-            parse_float=_finite,
-        )
+        value = parse_json(data.decode("utf-8-sig"))
     except UnicodeDecodeError as problem:
         raise error(f"{shown} is not UTF-8 text (byte {problem.start:,})") from problem
     except json.JSONDecodeError as problem:
