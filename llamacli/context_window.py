@@ -18,8 +18,10 @@ def token_budget(context_length: int, prompt_length: int, max_new_tokens: int | 
         raise RequestError("the prompt is empty")
     room = context_length - prompt_length
     if room < 1:
-        context = f"the model's context {context_length:,}"
-        raise RequestError(f"the prompt has {prompt_length:,} tokens, {context}")
+        raise RequestError(
+            f"the prompt has {prompt_length:,} tokens, the model's context {context_length:,}:"
+            " no room is left"
+        )
     return room if max_new_tokens is None else min(room, max_new_tokens)
 
 
@@ -36,11 +38,19 @@ def truncate(
         max_new_tokens: None asks for as much as there is room for.
         side: where to cut: the beginning (left), the end (right) or the middle.
     """
-    half = context_length // 2
-    limit = max(context_length - min(max_new_tokens or half, half), 1)
-    first, rest = list(prompt_ids[:1]), list(prompt_ids[1:])
-    keep = limit - 1
     if len(prompt_ids) < context_length:
-        return first + rest
+        return list(prompt_ids)
+    keep = prompt_limit(context_length, max_new_tokens) - 1
+    return [prompt_ids[0], *cut(prompt_ids[1:], keep, side)]
+
+
+def prompt_limit(context_length: int, max_new_tokens: int | None) -> int:
+    """Tokens that a cut prompt may have: the answer gets what it asks for, up to half of all."""
+    half = context_length // 2
+    return max(context_length - min(max_new_tokens or half, half), 1)
+
+
+def cut(ids: Sequence[int], keep: int, side: Side) -> list[int]:
+    """So many of the ids, without those on one side."""
     tail = {"left": keep, "right": 0, "middle": keep - keep // 2}[side]
-    return first + rest[: keep - tail] + rest[len(rest) - tail :]
+    return [*ids[: keep - tail], *ids[len(ids) - tail :]]

@@ -1,22 +1,24 @@
 """From prompts to jobs: chat template, special tokens, seeds, and room in the context."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llamacli.cli.console import Terminal
+from llamacli.cli.prompt_encoder import PromptEncoder
 from llamacli.cli.prompt_sources import PromptRecord
-from llamacli.context_window import Side, token_budget, truncate
-from llamacli.errors import LocalIOError, NotFoundError, RequestError, printable
+from llamacli.context_window import Side
+from llamacli.errors import LlamacliError, LocalIOError, NotFoundError, RequestError, printable
 from llamacli.logit_bias import parse_biases
 from llamacli.model_folder import ModelFolder
-from llamacli.prompts import BUILTIN_TEMPLATES, choose_template, encode_prompt
+from llamacli.prompts import BUILTIN_TEMPLATES, choose_template
 from llamacli.request import MAX_SEED, GenerationRequest, Message, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatOptions:
+class PromptOptions:
     """How a prompt is dressed before the model sees it.
 
     Attributes:
@@ -25,6 +27,7 @@ class ChatOptions:
         system: the system message.
         prefill: the beginning of the answer.
         parse_special: special tokens typed in a raw prompt count as such.
+        side: where a prompt that is too long may be cut; None refuses it.
     """
 
     raw: bool = False
@@ -32,12 +35,7 @@ class ChatOptions:
     system: str | None = None
     prefill: str = ""
     parse_special: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("template", "system", "prefill"):
-            if self.raw and getattr(self, name):
-                flag = "--chat-template" if name == "template" else f"--{name}"
-                raise RequestError(f"--raw and {flag} contradict each other")
+    side: Side | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,27 +57,33 @@ class Job:
 def make_jobs(
     records: Sequence[PromptRecord],
     folder: ModelFolder,
-    chat: ChatOptions,
+    options: PromptOptions,
     asked: Mapping[str, Any],
     *,
     logit_bias: Sequence[str],
     num_samples: int,
     seed: int,
-    side: Side | None,
     terminal: Terminal,
 ) -> list[Job]:
     """Every job, in order: the samples of a prompt stand together, each with the next seed."""
-    template = _chat_template(chat, folder)
+    template = _chat_template(options, folder)
     biases = parse_biases(logit_bias, folder.tokenizer)
     bias = {"logit_bias": biases.tokens, "sequence_bias": biases.sequences}
+    encoder = PromptEncoder(
+        folder=folder,
+        template=template,
+        parse_special=options.parse_special,
+        side=options.side,
+    )
     jobs: list[Job] = []
     for record in records:
-        params, _ = folder.generation_config.resolve(**{**asked, **bias, **record.overrides})
-        request = _request(record, chat, template)
-        prompt_ids = encode_prompt(
-            request, folder.tokenizer, template, parse_special=chat.parse_special
-        )
-        prompt_ids = _fit(prompt_ids, folder, params, side, record, terminal)
+        with _named(record):
+            params, _ = folder.generation_config.resolve(**{**asked, **bias, **record.overrides})
+            request = _request(record, options, template)
+            prompt_ids, length = encoder.fit(request, params.max_new_tokens)
+        if len(prompt_ids) < length:
+            change = f"{length:,} to {len(prompt_ids):,} tokens (--truncate {options.side})"
+            terminal.note(f"{record.where or 'the prompt'} is cut from {change}")
         for sample in range(num_samples):
             first = seed + len(jobs) if params.seed is None else params.seed + sample
             jobs.append(
@@ -94,18 +98,34 @@ def make_jobs(
     return jobs
 
 
-def _chat_template(chat: ChatOptions, folder: ModelFolder) -> str | None:
+@contextmanager
+def _named(record: PromptRecord) -> Iterator[None]:
+    """Errors within it tell which of many records they are about."""
+    try:
+        yield
+    except LlamacliError as problem:
+        if not record.where:
+            raise
+        raise type(problem)(f"{record.where}: {problem}", hint=problem.hint) from problem
+
+
+def _chat_template(options: PromptOptions, folder: ModelFolder) -> str | None:
     """The template's text; None for a model that continues prompts as they are."""
-    if chat.raw:
+    if options.raw:
         return None
-    explicit = chat.template
+    explicit = options.template
     if explicit is not None and explicit not in BUILTIN_TEMPLATES:
         explicit = _read_template(Path(explicit))
     template = choose_template(folder.tokenizer, explicit)
-    if template is None and (chat.system or chat.prefill):
+    if template is None and (options.system or options.prefill):
         raise RequestError(
             "the model has no chat template, so it takes no --system and no --prefill",
             hint="name one with --chat-template llama2, llama3 or a file",
+        )
+    if template is not None and options.parse_special:
+        raise RequestError(
+            "--parse-special has no effect in a chat, and the model has a chat template",
+            hint="add --raw to continue the prompt as it is",
         )
     return template
 
@@ -124,42 +144,22 @@ def _read_template(path: Path) -> str:
         raise LocalIOError(f"cannot read {printable(path)}: {problem.strerror}") from problem
 
 
-def _request(record: PromptRecord, chat: ChatOptions, template: str | None) -> GenerationRequest:
+def _request(
+    record: PromptRecord, options: PromptOptions, template: str | None
+) -> GenerationRequest:
     """A plain prompt becomes the user's message where the model has a chat template."""
-    if template is None and record.messages is None:
+    if record.messages is None and template is None:
         return GenerationRequest(prompt=record.prompt)
-    messages: list[Message] = []
-    if chat.system is not None:
-        messages.append({"role": "system", "content": chat.system})
-    if record.messages is not None:
-        messages.extend(record.messages)
-    else:
-        messages.append({"role": "user", "content": record.prompt or ""})
-    return GenerationRequest(messages=messages, prefill=chat.prefill)
-
-
-def _fit(
-    prompt_ids: list[int],
-    folder: ModelFolder,
-    params: SamplingParams,
-    side: Side | None,
-    record: PromptRecord,
-    terminal: Terminal,
-) -> list[int]:
-    """The prompt, cut where the user allows it.
-
-    Raises:
-        RequestError: it fills the context, and may not be cut.
-    """
-    context = folder.config.context_length
-    if side is not None and len(prompt_ids) >= context:
-        cut = truncate(prompt_ids, context, params.max_new_tokens, side)
-        change = f"{len(prompt_ids):,} to {len(cut):,} tokens"
-        terminal.note(f"{record.where} is cut from {change} (--truncate {side})")
-        return cut
-    try:
-        token_budget(context, len(prompt_ids), params.max_new_tokens)
-    except RequestError as problem:
-        hint = "shorten it, or cut it with --truncate left, right or middle"
-        raise RequestError(f"{record.where}: {problem}", hint=hint) from None
-    return prompt_ids
+    if template is None:
+        reason = "--raw" if options.raw else "the model has no chat template"
+        raise RequestError(
+            f"messages need a chat template ({reason})",
+            hint="name one with --chat-template llama2, llama3 or a file",
+        )
+    turns = record.messages
+    if turns is None:
+        turns = [Message(role="user", content=record.prompt or "")]
+    request = GenerationRequest(messages=turns, prefill=options.prefill)
+    if options.system is None or any(turn["role"] == "system" for turn in turns):
+        return request
+    return replace(request, messages=[Message(role="system", content=options.system), *turns])

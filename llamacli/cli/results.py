@@ -55,19 +55,22 @@ class Output(Protocol):
     def done(self, index: int, result: Result) -> None:
         """That result is complete."""
 
+    def break_off(self) -> None:
+        """An error ends the results here."""
+
 
 class TextOutput:
     """Text as it comes. Of several results the first unfinished one streams, later ones wait.
 
-    A result ends with a newline; with `Records.LINES` it is one line, where a newline is written
-    as \\n and a backslash as \\\\; with `Records.NUL` it ends with NUL instead.
+    A result ends with a newline, unless it is empty. With `Records.LINES` each is one line, where
+    a newline is written as \\n and a backslash as \\\\; with `Records.NULL` each ends with NUL.
     """
 
     def __init__(self, terminal: Terminal, records: Records) -> None:
-        self._terminal = terminal
-        self._lines = records is Records.LINES
-        self._end = "\0" if records is Records.NUL else "\n"
+        self._terminal, self._records = terminal, records
+        self._end = "\0" if records is Records.NULL else "\n"
         self._current = 0
+        self._begun = False
         self._waiting: dict[int, list[Piece]] = {}
         self._done: set[int] = set()
 
@@ -82,13 +85,23 @@ class TextOutput:
         """End the result, and write what has waited for it."""
         self._done.add(index)
         while self._current in self._done:
-            self._terminal.write(self._end)
+            if self._begun or self._records is not Records.WHOLE:
+                self._terminal.write(self._end)
+            self._begun = False
             self._current += 1
             for piece in self._waiting.pop(self._current, []):
                 self._write(piece)
 
+    def break_off(self) -> None:
+        """End what was written of the current result."""
+        if self._begun:
+            self._terminal.write(self._end)
+
     def _write(self, piece: Piece) -> None:
-        text = _one_line(piece.text) if self._lines else piece.text
+        text = _one_line(piece.text) if self._records is Records.LINES else piece.text
+        if not text:
+            return
+        self._begun = True
         if piece.token.logprob is None:
             self._terminal.write(text)
         else:
@@ -127,6 +140,9 @@ class JsonOutput:
             record = result_record(self._current, ready, self._facts)
             self._terminal.write(json.dumps(record, ensure_ascii=False) + "\n")
             self._current += 1
+
+    def break_off(self) -> None:
+        """A result that is not complete is not shown."""
 
 
 def result_record(index: int, result: Result, facts: RunFacts) -> dict[str, Any]:

@@ -4,17 +4,17 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from llamacli.cli import options as opt
-from llamacli.cli.console import Color, Terminal
+from llamacli.cli.console import Terminal
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.option_class import takes_options
-from llamacli.cli.prompt_sources import PromptRecord, Records, collect_prompts
-from llamacli.errors import RequestError
+from llamacli.cli.options import CacheImplementation
+from llamacli.cli.prompt_sources import PromptRecord, collect_prompts
+from llamacli.cli.run_options import RunOptions, checked, origin
+from llamacli.errors import LlamacliError
 
 if TYPE_CHECKING:
     from llamacli.cli.jobs import Job
@@ -33,87 +33,6 @@ llamacli run continues a text. There is no prompt yet; give it one:
 llamacli run --help lists all options."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """The command line of one run, in the order of its help."""
-
-    prompt: opt.PromptArgument = None
-    model: opt.ModelOption = None
-    revision: opt.RevisionOption = None
-    offline: opt.OfflineOption = False
-    device: opt.DeviceOption = "auto"
-    dtype: opt.DtypeOption = opt.Dtype.AUTO
-    threads: opt.ThreadsOption = None
-    cache_implementation: opt.CacheImplementationOption = opt.CacheImplementation.DYNAMIC
-    attn_implementation: opt.AttnImplementationOption = opt.AttnImplementation.SDPA
-    check_tensors: opt.CheckTensorsOption = False
-    prompt_file: opt.PromptFileOption = None
-    lines: opt.LinesOption = False
-    jsonl: opt.JsonlOption = False
-    null: opt.NullOption = False
-    raw: opt.RawOption = False
-    system: opt.SystemOption = None
-    prefill: opt.PrefillOption = None
-    chat_template: opt.ChatTemplateOption = None
-    parse_special: opt.ParseSpecialOption = False
-    truncate: opt.TruncateOption = None
-    batch_size: opt.BatchSizeOption = 8
-    max_new_tokens: opt.MaxNewTokensOption = 256
-    min_new_tokens: opt.MinNewTokensOption = None
-    stop: opt.StopOption = None
-    ignore_eos: opt.IgnoreEosOption = False
-    num_samples: opt.NumSamplesOption = 1
-    seed: opt.SeedOption = None
-    greedy: opt.GreedyOption = False
-    temperature: opt.TemperatureOption = None
-    top_k: opt.TopKOption = None
-    top_p: opt.TopPOption = None
-    min_p: opt.MinPOption = None
-    typical_p: opt.TypicalPOption = None
-    repetition_penalty: opt.RepetitionPenaltyOption = None
-    presence_penalty: opt.PresencePenaltyOption = None
-    frequency_penalty: opt.FrequencyPenaltyOption = None
-    no_repeat_ngram_size: opt.NoRepeatNgramSizeOption = None
-    logit_bias: opt.LogitBiasOption = None
-    json: opt.JsonOption = False
-    logprobs: opt.LogprobsOption = None
-    stats: opt.StatsOption = False
-    show_config: opt.ShowConfigOption = False
-    color: opt.ColorOption = Color.AUTO
-    quiet: opt.QuietOption = False
-    debug: opt.DebugOption = False
-
-    def __post_init__(self) -> None:
-        if self.greedy and self.temperature:
-            raise RequestError("--greedy and --temperature contradict each other")
-        if self.lines + self.jsonl + self.null > 1:
-            raise RequestError("only one of --lines, --jsonl and --null can cut the input")
-
-    @property
-    def records(self) -> Records:
-        """How the input is cut into prompts."""
-        if self.jsonl:
-            return Records.JSONL
-        if self.lines:
-            return Records.LINES
-        return Records.NUL if self.null else Records.WHOLE
-
-    def sampling(self, context_length: int) -> dict[str, Any]:
-        """The sampling parameters asked for, None where none was."""
-        names = (
-            "min_new_tokens", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
-            "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "logprobs",
-        )  # fmt: skip
-        asked = {name: getattr(self, name) for name in names}
-        asked["temperature"] = 0.0 if self.greedy else self.temperature
-        asked["max_new_tokens"] = (
-            context_length if self.max_new_tokens == -1 else self.max_new_tokens
-        )
-        asked["ignore_eos"] = self.ignore_eos or None
-        asked["stop"] = tuple(self.stop) if self.stop else None
-        return asked
-
-
 def run_prompts(ctx: typer.Context, options: RunOptions) -> None:
     """Continue a text, or answer it where the model has a chat template.
 
@@ -126,6 +45,7 @@ def run_prompts(ctx: typer.Context, options: RunOptions) -> None:
       llamacli run "Once upon a time" --num-samples 3 --json
     """
     terminal: Terminal = ctx.obj
+    options = checked(ctx, options)
     if options.show_config:
         show_config(ctx, options)
     elif terminal.stdin_is_tty and not options.prompt and options.prompt_file is None:
@@ -140,15 +60,19 @@ def generate_all(terminal: Terminal, options: RunOptions) -> None:
     records = collect_prompts(terminal, options.prompt or (), options.prompt_file, options.records)
     started = time.perf_counter()
     folder = open_folder(terminal, options)
+    opened = time.perf_counter()
     jobs = plan_jobs(terminal, options, folder, records)
+    planned = time.perf_counter()
     model = load_weights(terminal, options, folder)
-    facts = describe(options, folder, model, time.perf_counter() - started)
+    load_s = opened - started + time.perf_counter() - planned
+    facts = describe(options, folder, model, load_s)
     output = choose_output(terminal, options, facts)
     results: list[Result] = []
     for first in range(0, len(jobs), options.batch_size):
         batch = jobs[first : first + options.batch_size]
         tokens = start_batch(options, folder, model, batch)
-        results += write_batch(terminal, folder, tokens, batch, first, output)
+        results += write_batch(folder, tokens, batch, first, output)
+    note_context(terminal, folder, results)
     if options.stats:
         from llamacli.cli.results import stats_table
 
@@ -173,24 +97,24 @@ def plan_jobs(
     terminal: Terminal, options: RunOptions, folder: "ModelFolder", records: list[PromptRecord]
 ) -> "list[Job]":
     """Everything about the prompts that can fail, before the weights are read."""
-    from llamacli.cli.jobs import ChatOptions, make_jobs
+    from llamacli.cli.jobs import PromptOptions, make_jobs
 
-    chat = ChatOptions(
+    prompt_options = PromptOptions(
         raw=options.raw,
         template=options.chat_template,
         system=options.system,
         prefill=options.prefill or "",
         parse_special=options.parse_special,
+        side=options.truncate.value if options.truncate else None,
     )
     return make_jobs(
         records,
         folder,
-        chat,
+        prompt_options,
         options.sampling(folder.config.context_length),
         logit_bias=options.logit_bias or (),
         num_samples=options.num_samples,
         seed=secrets.randbits(32) if options.seed is None else options.seed,
-        side=options.truncate.value if options.truncate else None,
         terminal=terminal,
     )
 
@@ -260,12 +184,11 @@ def start_batch(
         [job.params for job in batch],
         eos_token_ids=folder.eos_token_ids,
         vocab_size=folder.tokenizer.vocab_size,
-        static_cache=options.cache_implementation is opt.CacheImplementation.STATIC,
+        static_cache=options.cache_implementation is CacheImplementation.STATIC,
     )
 
 
 def write_batch(
-    terminal: Terminal,
     folder: "ModelFolder",
     tokens: "TokenStream",
     batch: "Sequence[Job]",
@@ -278,52 +201,49 @@ def write_batch(
 
     results = [Result(job=job, generation=Generation(), timings=tokens.timings) for job in batch]
     answers = {row for row, job in enumerate(batch) if not job.continues}
-    for piece in stream_text(tokens, folder.tokenizer, answers=answers):
-        row = piece.token.row
-        results[row].generation.add(piece)
-        output.piece(first + row, piece)
-        if piece.finish_reason:
-            output.done(first + row, results[row])
+    try:
+        for piece in stream_text(tokens, folder.tokenizer, answers=answers):
+            row = piece.token.row
+            results[row].generation.add(piece)
+            output.piece(first + row, piece)
+            if piece.finish_reason:
+                output.done(first + row, results[row])
+    except LlamacliError:
+        output.break_off()
+        raise
     for row, result in enumerate(results):
         if result.generation.finish_reason is None:  # no new tokens were asked for
             result.generation.finish_reason = "length"
             output.done(first + row, result)
-        if result.met_context:
-            limit = f"{folder.config.context_length:,} tokens"
-            terminal.note(f"{result.job.record.where}: ended at the model's context of {limit}")
     return results
+
+
+def note_context(terminal: Terminal, folder: "ModelFolder", results: "Sequence[Result]") -> None:
+    """Tell how many texts ended because the model can hold no more."""
+    if count := sum(result.met_context for result in results):
+        texts = f"{count:,} of {len(results):,} texts" if len(results) > 1 else "the text"
+        limit = f"{folder.config.context_length:,} tokens"
+        terminal.note(f"{texts} ended at the model's context of {limit}")
 
 
 def show_config(ctx: typer.Context, options: RunOptions) -> None:
     """Print the final sampling parameters, and where each value came from."""
     folder = open_folder(ctx.obj, options)
-    asked = options.sampling(folder.config.context_length)
-    params, origins = folder.generation_config.resolve(**asked, seed=options.seed)
-    for name, origin in origins.items():
-        if origin == "user":
-            origins[name] = _origin(
-                ctx, "greedy" if name == "temperature" and options.greedy else name
-            )
+    asked = options.sampling(folder.config.context_length) | {"seed": options.seed}
+    params, origins = folder.generation_config.resolve(**asked)
     settings = {name: {"value": getattr(params, name), "from": origins[name]} for name in origins}
+    del settings["sequence_bias"]  # the part of logit_bias that concerns several tokens
+    settings["logit_bias"] = {"value": options.logit_bias or [], "from": "user"}
+    for name, setting in settings.items():
+        if setting["from"] == "user":
+            greedy = name == "temperature" and options.greedy
+            setting["from"] = origin(ctx, "greedy" if greedy else name)
     if options.json:
-        text = json.dumps({"schema_version": 1, "settings": settings}, default=dict, indent=2)
+        text = json.dumps({"schema_version": 1, "settings": settings}, indent=2)
     else:
-        text = "\n".join(
-            f"{name:<22}{shown['value']!s:<12}{shown['from']}" for name, shown in settings.items()
-        )
+        lines = [(name, json.dumps(s["value"]), s["from"]) for name, s in settings.items()]
+        text = "\n".join(f"{name:<21} {value:<11} {source}" for name, value, source in lines)
     ctx.obj.write(text + "\n")
-
-
-def _origin(ctx: typer.Context, name: str) -> str:
-    """The option or the environment variable that a value was given by."""
-    source = ctx.get_parameter_source(name)
-    if source is None or source.name == "DEFAULT":
-        return "default"
-    return (
-        f"LLAMACLI_{name.upper()}"
-        if source.name == "ENVIRONMENT"
-        else "--" + name.replace("_", "-")
-    )
 
 
 run = takes_options(run_prompts, RunOptions)

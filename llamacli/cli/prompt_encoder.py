@@ -1,0 +1,76 @@
+"""From a request to prompt ids that leave room in the model's context."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from llamacli.context_window import Side, cut, prompt_limit, token_budget, truncate
+from llamacli.errors import RequestError
+from llamacli.model_folder import ModelFolder
+from llamacli.prompts import encode_prompt
+from llamacli.request import GenerationRequest, Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptEncoder:
+    """Encodes prompts for a model.
+
+    Attributes:
+        template: the chat template; None for a model that continues prompts as they are.
+        parse_special: special tokens typed in a plain prompt count as such.
+        side: where a prompt that is too long may be cut; None refuses it.
+    """
+
+    folder: ModelFolder
+    template: str | None
+    parse_special: bool
+    side: Side | None
+
+    def encode(self, request: GenerationRequest) -> list[int]:
+        """The ids of the whole prompt."""
+        return encode_prompt(
+            request, self.folder.tokenizer, self.template, parse_special=self.parse_special
+        )
+
+    def fit(self, request: GenerationRequest, max_new_tokens: int | None) -> tuple[list[int], int]:
+        """The ids of the prompt, cut where it is too long, and how many they were before.
+
+        Of a chat the longest message is cut: the template has to stay whole.
+
+        Raises:
+            RequestError: it is too long, and may not be cut.
+        """
+        ids = self.encode(request)
+        context = self.folder.config.context_length
+        if self.side is None or len(ids) < context:
+            self._check_room(context, len(ids))
+            return ids, len(ids)
+        if request.messages is None:
+            return truncate(ids, context, max_new_tokens, self.side), len(ids)
+        limit = prompt_limit(context, max_new_tokens)
+        return self._cut_message(request, request.messages, limit, self.side), len(ids)
+
+    def _check_room(self, context: int, length: int) -> None:
+        try:
+            token_budget(context, length, None)
+        except RequestError as problem:
+            hint = "shorten it, or cut it with --truncate left, right or middle"
+            raise RequestError(str(problem), hint=hint) from None
+
+    def _cut_message(
+        self, request: GenerationRequest, messages: Sequence[Message], limit: int, side: Side
+    ) -> list[int]:
+        tokenizer = self.folder.tokenizer
+        contents = [tokenizer.encode_segments([message["content"]]) for message in messages]
+        longest = max(range(len(contents)), key=lambda index: len(contents[index]))
+        keep, ids = len(contents[longest]), self.encode(request)
+        while len(ids) > limit:  # at times a cut text has more tokens than are left of it
+            keep -= len(ids) - limit
+            if keep < 1:
+                raise RequestError("the chat fills the context without its longest message")
+            shorter = Message(
+                role=messages[longest]["role"],
+                content=tokenizer.decode(cut(contents[longest], keep, side)),
+            )
+            changed = [*messages[:longest], shorter, *messages[longest + 1 :]]
+            ids = self.encode(replace(request, messages=changed))
+        return ids

@@ -1,0 +1,132 @@
+"""The command line of `run`: its options, what contradicts what, and who said what."""
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import typer
+
+from llamacli.cli import options as opt
+from llamacli.cli.console import Color
+from llamacli.cli.prompt_sources import Records
+from llamacli.errors import RequestError
+from llamacli.request import SamplingParams
+
+_CONTRADICTIONS = (
+    ("greedy", "temperature"),
+    ("raw", "system"),
+    ("raw", "prefill"),
+    ("raw", "chat_template"),
+    *combinations(("lines", "jsonl", "null"), 2),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The command line of one run, in the order of its help."""
+
+    prompt: opt.PromptArgument = None
+    model: opt.ModelOption = None
+    revision: opt.RevisionOption = None
+    offline: opt.OfflineOption = False
+    device: opt.DeviceOption = "auto"
+    dtype: opt.DtypeOption = opt.Dtype.AUTO
+    threads: opt.ThreadsOption = None
+    cache_implementation: opt.CacheImplementationOption = opt.CacheImplementation.DYNAMIC
+    attn_implementation: opt.AttnImplementationOption = opt.AttnImplementation.SDPA
+    check_tensors: opt.CheckTensorsOption = False
+    prompt_file: opt.PromptFileOption = None
+    lines: opt.LinesOption = False
+    jsonl: opt.JsonlOption = False
+    null: opt.NullOption = False
+    raw: opt.RawOption = False
+    system: opt.SystemOption = None
+    prefill: opt.PrefillOption = None
+    chat_template: opt.ChatTemplateOption = None
+    parse_special: opt.ParseSpecialOption = False
+    truncate: opt.TruncateOption = None
+    batch_size: opt.BatchSizeOption = 8
+    max_new_tokens: opt.MaxNewTokensOption = 256
+    min_new_tokens: opt.MinNewTokensOption = None
+    stop: opt.StopOption = None
+    ignore_eos: opt.IgnoreEosOption = False
+    num_samples: opt.NumSamplesOption = 1
+    seed: opt.SeedOption = None
+    greedy: opt.GreedyOption = False
+    temperature: opt.TemperatureOption = None
+    top_k: opt.TopKOption = None
+    top_p: opt.TopPOption = None
+    min_p: opt.MinPOption = None
+    typical_p: opt.TypicalPOption = None
+    repetition_penalty: opt.RepetitionPenaltyOption = None
+    presence_penalty: opt.PresencePenaltyOption = None
+    frequency_penalty: opt.FrequencyPenaltyOption = None
+    no_repeat_ngram_size: opt.NoRepeatNgramSizeOption = None
+    logit_bias: opt.LogitBiasOption = None
+    json: opt.JsonOption = False
+    logprobs: opt.LogprobsOption = None
+    stats: opt.StatsOption = False
+    show_config: opt.ShowConfigOption = False
+    color: opt.ColorOption = Color.AUTO
+    quiet: opt.QuietOption = False
+    debug: opt.DebugOption = False
+
+    @property
+    def records(self) -> Records:
+        """How the input is cut into prompts."""
+        if self.jsonl:
+            return Records.JSONL
+        if self.lines:
+            return Records.LINES
+        return Records.NULL if self.null else Records.WHOLE
+
+    def sampling(self, context_length: int | None = None) -> dict[str, Any]:
+        """The sampling parameters asked for, None where none was; seed and biases stand apart.
+
+        -1 for max_new_tokens stands for `context_length`.
+        """
+        names = (
+            "min_new_tokens", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
+            "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "logprobs",
+        )  # fmt: skip
+        asked = {name: getattr(self, name) for name in names}
+        asked["temperature"] = 0.0 if self.greedy else self.temperature
+        asked["max_new_tokens"] = (
+            context_length if self.max_new_tokens == -1 else self.max_new_tokens
+        )
+        asked["ignore_eos"] = self.ignore_eos or None
+        asked["stop"] = tuple(self.stop) if self.stop else None
+        return asked
+
+
+def checked(ctx: typer.Context, options: RunOptions) -> RunOptions:
+    """The options without contradictions: an option beats a variable that contradicts it.
+
+    Raises:
+        RequestError: two options contradict each other, or a value is outside its range.
+    """
+    for pair in _CONTRADICTIONS:
+        if not all(getattr(options, name) for name in pair):
+            continue
+        variables = [name for name in pair if origin(ctx, name).startswith("LLAMACLI_")]
+        if len(variables) != 1:
+            one, other = (origin(ctx, name) for name in pair)
+            raise RequestError(f"{one} and {other} contradict each other")
+        options = replace(options, **{variables[0]: getattr(RunOptions(), variables[0])})
+    asked = options.sampling() | {"seed": options.seed}
+    try:
+        SamplingParams(**{name: value for name, value in asked.items() if value is not None})
+    except RequestError as problem:
+        name, rest = str(problem).split(" ", 1)  # it begins with the name of the parameter
+        raise RequestError(f"{origin(ctx, name)} {rest}") from None
+    return options
+
+
+def origin(ctx: typer.Context, name: str) -> str:
+    """The option or the environment variable that a value was given by, else "default"."""
+    source = ctx.get_parameter_source(name)
+    if source is None or source.name == "DEFAULT":
+        return "default"
+    if source.name == "ENVIRONMENT":
+        return f"LLAMACLI_{name.upper()}"
+    return "--" + name.replace("_", "-")
