@@ -51,16 +51,14 @@ class LlamaTokenizer(Tokenizer):
         try:
             self._model = model = _load(self._data)
             self._pieces: list[str] = model.id_to_piece(list(range(model.vocab_size())))
-        except (RuntimeError, UnicodeDecodeError) as problem:
-            shown = printable(path)
-            raise TokenizerError(
-                f"{shown} is a damaged SentencePiece model", hint=DOWNLOAD_HINT
-            ) from problem
-        # Two lone blanks show what the model does at the start of a text: drop one, all, none.
-        blanks = model.decode_pieces([BLANK, BLANK])
+            self._unknown_id: int = model.unk_id()
+            self._unknown_surface: bytes = model.decode([self._unknown_id]).encode()
+            # Two lone blanks show what the model drops at the start of a text: one, all, none.
+            blanks: str = model.decode_pieces([BLANK, BLANK])
+        except (RuntimeError, IndexError, UnicodeDecodeError) as problem:
+            what = f"{printable(path)} is a damaged SentencePiece model"
+            raise TokenizerError(what, hint=DOWNLOAD_HINT) from problem
         self.leading_blanks = {"": sys.maxsize, " ": 1}.get(blanks, 0)
-        self._unknown_id: int = model.unk_id()
-        self._unknown_surface: bytes = model.decode([self._unknown_id]).encode()
         config = config.filled(
             add_bos_token=model.bos_id() >= 0,
             add_eos_token=False,
@@ -93,20 +91,20 @@ class LlamaTokenizer(Tokenizer):
 
     def _model_id(self, token: str) -> int | None:
         token_id: int = self._model.piece_to_id(token)
-        return token_id if self._pieces[token_id] == token else None
+        return token_id if self._model_token(token_id) == token else None
 
     def _model_token(self, token_id: int) -> str | None:
         return self._pieces[token_id] if 0 <= token_id < len(self._pieces) else None
 
     @cached_property
     def _skipped(self) -> frozenset[int]:
-        """All control pieces of the model; the unknown one shows, as sentencepiece has it."""
+        """Control pieces that no file names are left out, too, as sentencepiece does."""
         is_control = self._model.is_control(list(range(len(self._pieces))))
         control = {token_id for token_id, found in enumerate(is_control) if found}
-        return frozenset(control.union(self.all_special_ids) - {self._unknown_id})
+        return frozenset(control.union(self.all_special_ids))
 
     def shown_bytes(self, token_id: int, skip_special_tokens: bool) -> bytes:
-        """What decode shows of a token; the unknown one is `<unk>` beside other special tokens."""
+        """What decode shows of a token; sentencepiece never leaves the unknown one out."""
         if skip_special_tokens and token_id == self._unknown_id:
             return self._unknown_surface
         return super().shown_bytes(token_id, skip_special_tokens)

@@ -96,6 +96,17 @@ def test_half_a_character_at_the_end_is_shown(tokenizer: Tokenizer) -> None:
     assert (pieces.strip(), decoder.flush()) == ("", marks)
 
 
+def test_a_special_token_inside_a_character(tokenizer: Tokenizer) -> None:
+    # SentencePiece ends a run of bytes there; tokenizers joins what is left when it is skipped.
+    *_, first, second = tokenizer.encode("߷", add_special_tokens=False)
+    special = next(i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id)
+    ids = [first, special, second]
+    joined = "߷" if tokenizer.byte_level else "\ufffd\ufffd"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == joined
+    name = tokenizer.id_to_token(special)
+    assert tokenizer.decode(ids) == f"\ufffd{name}\ufffd"
+
+
 def test_the_first_word_after_a_prompt_keeps_its_blank(tokenizer: Tokenizer) -> None:
     prompt, ids = tokenizer.encode("Hello"), tokenizer.encode("Hello world")
     assert streamed(StreamDecoder(tokenizer, continues=prompt), ids[len(prompt) :]) == " world"

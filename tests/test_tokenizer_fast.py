@@ -154,7 +154,7 @@ def test_a_token_that_no_template_can_hold_is_an_error(tmp_path: Path) -> None:
     config = TokenizerConfig(
         bos_token="a:b", add_bos_token=True, added_tokens={259: AddedToken(content="a:b")}
     )
-    with pytest.raises(TokenizerError, match="no template can be made: .*a:b"):
+    with pytest.raises(TokenizerError, match=r"no template can be made: .*a:b"):
         LlamaTokenizerFast(edited(tmp_path, byte_level_json()), config)
 
 

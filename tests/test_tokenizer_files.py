@@ -128,7 +128,7 @@ def test_fault_041_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [sentencepiece_model(), tiktoken_file()], ids=["model", "ranks"])
 def test_fault_042_a_mutated_file_loads_or_is_refused(tmp_path: Path, data: bytes) -> None:
     rng = random.Random(0)
-    for _ in range(60):
+    for _ in range(300):
         mutant = bytearray(data)
         for _ in range(rng.randrange(1, 5)):
             mutant[rng.randrange(len(mutant))] = rng.randrange(256)
