@@ -13,7 +13,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import ClassVar
 
-from llamacli.errors import NotFoundError, TokenizerError, printable
+from llamacli.atomic import atomic_write
+from llamacli.errors import LocalIOError, NotFoundError, TokenizerError, printable
 from llamacli.stream_decoder import StreamDecoder
 from llamacli.tokenizer_added import AddedToken, AddedTokens
 from llamacli.tokenizer_bytes import (
@@ -22,7 +23,7 @@ from llamacli.tokenizer_bytes import (
     scalar_text,
     sentencepiece_bytes,
 )
-from llamacli.tokenizer_config import TokenizerConfig, write_whole
+from llamacli.tokenizer_config import TokenizerConfig
 
 # Tokens that end a turn or the text in the Llama 3 family and in ChatML.
 END_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>")
@@ -184,12 +185,10 @@ class Tokenizer(ABC):
 
     def id_to_bytes(self, token_id: int) -> bytes:
         """What a token stands for: the UTF-8 bytes of its text, or a part of a character."""
-        found = self._bytes.get(token_id)
-        if found is None:
-            token = self.id_to_token(token_id)
+        if token_id not in self._bytes:
             to_bytes = byte_level_bytes if self.byte_level else sentencepiece_bytes
-            found = self._bytes[token_id] = to_bytes(token)
-        return found
+            self._bytes[token_id] = to_bytes(self.id_to_token(token_id))
+        return self._bytes[token_id]
 
     @cached_property
     def _skipped(self) -> frozenset[int]:
@@ -271,10 +270,8 @@ class Tokenizer(ABC):
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
         """BOS and EOS around one sequence, or around each of two."""
-        first = [*self._prefix, *token_ids_0, *self._suffix]
-        return (
-            first if token_ids_1 is None else [*first, *self._prefix, *token_ids_1, *self._suffix]
-        )
+        sequences = [token_ids_0] if token_ids_1 is None else [token_ids_0, token_ids_1]
+        return [i for ids in sequences for i in (*self._prefix, *ids, *self._suffix)]
 
     def get_special_tokens_mask(
         self,
@@ -284,10 +281,7 @@ class Tokenizer(ABC):
     ) -> list[int]:
         """1 for a special token, 0 for another, of what `build_inputs_with_special_tokens` gives.
 
-        Args:
-            token_ids_0: a sequence.
-            token_ids_1: a second one.
-            already_has_special_tokens: the (only) sequence is already built.
+        With `already_has_special_tokens` the sequence, which then comes alone, is already built.
 
         Raises:
             ValueError: a built sequence and a second one.
@@ -298,17 +292,16 @@ class Tokenizer(ABC):
             special = set(self.all_special_ids)
             return [int(token_id in special) for token_id in token_ids_0]
         before, after = [1] * len(self._prefix), [1] * len(self._suffix)
-        mask = [*before, *[0] * len(token_ids_0), *after]
-        return mask if token_ids_1 is None else [*mask, *before, *[0] * len(token_ids_1), *after]
+        sequences = [token_ids_0] if token_ids_1 is None else [token_ids_0, token_ids_1]
+        return [flag for ids in sequences for flag in (*before, *[0] * len(ids), *after)]
 
     def create_token_type_ids_from_sequences(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
     ) -> list[int]:
         """0 for each token of the first sequence, 1 for each of the second, BOS and EOS counted."""
-        types = [0] * len(self.build_inputs_with_special_tokens(token_ids_0))
-        if token_ids_1 is not None:
-            types += [1] * len(self.build_inputs_with_special_tokens(token_ids_1))
-        return types
+        first = len(self.build_inputs_with_special_tokens(token_ids_0))
+        both = len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
+        return [0] * first + [1] * (both - first)
 
     # ---- saving
 
@@ -326,15 +319,24 @@ class Tokenizer(ABC):
             raise NotFoundError(f"{printable(folder)} is not a folder")
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         path = folder / f"{prefix}{self._vocabulary_name}"
-        write_whole(path, self._vocabulary())
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(self._vocabulary())
         return (str(path),)
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write the vocabulary and tokenizer_config.json, which transformers can read too."""
-        config = replace(
-            self.config, added_tokens=self._added.by_id, tokenizer_class=self._saved_class
-        )
-        config.write(folder)
+        """Write the vocabulary and tokenizer_config.json, which transformers can read too.
+
+        Raises:
+            LocalIOError: the disk refuses.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            where = printable(folder)
+            raise LocalIOError(f"cannot make folder {where}: {problem.strerror}") from problem
+        added = self._added.by_id
+        replace(self.config, added_tokens=added, tokenizer_class=self._saved_class).write(folder)
         self.save_vocabulary(folder)
 
 

@@ -1,16 +1,15 @@
 """What tokenizer_config.json and the files beside it say, and what kind of file a vocabulary is."""
 
-import contextlib
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from llamacli.errors import LocalIOError, NotFoundError, TokenizerError, printable
+from llamacli.atomic import atomic_write
+from llamacli.errors import NotFoundError, TokenizerError, printable
 from llamacli.json_files import read_file, read_json_object
 from llamacli.tokenizer_added import AddedToken, is_token
 
@@ -77,8 +76,8 @@ class TokenizerConfig:
         silent = {key: value for key, value in defaults.items() if getattr(self, key) is None}
         return dataclasses.replace(self, **silent)
 
-    def write(self, folder: Path | str) -> None:
-        """Write tokenizer_config.json into a folder, which is made if need be.
+    def write(self, folder: Path) -> None:
+        """Write tokenizer_config.json into a folder.
 
         Raises:
             LocalIOError: the disk refuses.
@@ -92,7 +91,8 @@ class TokenizerConfig:
         # Otherwise transformers 4 removes blanks before punctuation.
         said["clean_up_tokenization_spaces"] = False
         text = json.dumps(said, indent=2) + "\n"
-        write_whole(Path(folder) / "tokenizer_config.json", text.encode())
+        with atomic_write(folder / "tokenizer_config.json") as path:
+            path.write_text(text)
 
 
 def file_kind(path: Path) -> FileKind:
@@ -190,16 +190,3 @@ def _chat_template(folder: Path, value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
     raise _wrong("chat_template", "text or a list of named templates", value)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside the final name and rename, so that the file is never half there."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as problem:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise LocalIOError(f"cannot write {printable(path)}: {problem.strerror}") from problem

@@ -134,6 +134,12 @@ def converted_json(scheme: str) -> dict[str, Any]:
     return data
 
 
+def folder_with(folder: Path, model: bytes) -> Path:
+    """The folder, with this tokenizer.model in it."""
+    (folder / "tokenizer.model").write_bytes(model)
+    return folder
+
+
 def write_json(path: Path, data: object) -> Path:
     path.write_text(json.dumps(data))
     return path
