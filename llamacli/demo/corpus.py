@@ -9,7 +9,7 @@ import sys
 from llamacli.demo.facts import fact_documents
 from llamacli.demo.stories import story_documents
 
-STORIES = 3000
+STORIES = 6000
 SCENES_PER_TEMPLATE = 60
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamacli.demo.templates import Word, expand
+from llamacli.demo.templates import Word, expand, tidy
 
 TABLES = Path(__file__).parent / "tables"
 
@@ -18,11 +18,20 @@ SUBJECT_TABLES = {
     "opposites": 6, "colors": 4, "sounds": 4, "superlatives": 6, "causes": 4, "calendar": 20,
 }  # fmt: skip
 
+PLURAL_PRONOUNS = ("They ", "Their ", "People use them ")
+
 NUMBERS = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
     "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
     "nineteen", "twenty",
 ]  # fmt: skip
+SUMS = [  # template, what stands between two of a document
+    ("{f} + {s} = {t}", "\n"),
+    ("{t} - {s} = {f}", "\n"),
+    ("{first} plus {second} is {total}.", " "),
+    ("{total} minus {second} is {first}.", " "),
+    ("What is {first} plus {second}? The answer is {total}.", " "),
+]
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 MONTHS = [
     "January", "February", "March", "April", "May", "June", "July", "August", "September",
@@ -76,12 +85,12 @@ def _is_usable(template: str, row: dict[str, list[Word]]) -> bool:
 
 
 def _starts_with_pronoun(template: str) -> bool:
-    return template.startswith(("They ", "Their ", "It "))
+    return template.startswith((*PLURAL_PRONOUNS, "It "))
 
 
 def _number(template: str, key: str) -> str:
     """Whether `they` or `it` can stand for the subject in the next sentence; empty for neither."""
-    if template.startswith(("They ", "Their ")):
+    if template.startswith(PLURAL_PRONOUNS):
         return "plural"
     subject = re.match(r"(\[.*?\]|A|a|The|the|) ?{(\w+)(:s)?}", template)
     if subject and subject[2] == key:
@@ -172,17 +181,19 @@ def _comparison_templates(first: dict[str, Word], second: dict[str, Word]) -> li
     return templates
 
 
-def sums() -> Iterator[str]:
-    """Sums, differences and products up to twenty, in words and in digits."""
-    for first, second in itertools.product(range(11), range(1, 11)):
-        total = first + second
-        yield f"{NUMBERS[first].capitalize()} plus {NUMBERS[second]} is {NUMBERS[total]}."
-        yield f"{first} + {second} = {total}"
-        yield f"{NUMBERS[total].capitalize()} minus {NUMBERS[second]} is {NUMBERS[first]}."
-        yield f"{total} - {second} = {first}"
-        yield f"What is {NUMBERS[first]} plus {NUMBERS[second]}? The answer is {NUMBERS[total]}."
-        if (product := first * second) <= 20:
-            yield f"{NUMBERS[first].capitalize()} times {NUMBERS[second]} is {NUMBERS[product]}."
+def sums(rng: random.Random, per_kind: int) -> Iterator[str]:
+    """Sums and differences up to twenty, in words and in digits, one to four in a document."""
+    pairs = list(itertools.product(range(11), range(11)))
+    for template, separator in SUMS:
+        for _ in range(per_kind):
+            chosen = rng.sample(pairs, rng.choice([1, 1, 2, 3, 4]))
+            yield separator.join(_write_sum(template, *pair) for pair in chosen)
+
+
+def _write_sum(template: str, first: int, second: int) -> str:
+    numbers = {"first": first, "second": second, "total": first + second}
+    words = {name: NUMBERS[number] for name, number in numbers.items()}
+    return tidy(template.format(**words, **{name[0]: n for name, n in numbers.items()}))
 
 
 def sequences() -> Iterator[str]:
@@ -215,7 +226,7 @@ def fact_documents(rng: random.Random) -> list[str]:
     documents = list(table_documents(rng))
     documents += passages(rng, per_line=16)
     documents += comparisons(rng, count=1500)
-    documents += sums()
+    documents += sums(rng, per_kind=200)
     documents += sequences()
     documents += question_documents(rng, per_row=1)
     return documents
