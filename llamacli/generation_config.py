@@ -56,6 +56,16 @@ class GenerationConfig:
             return cls()
         return cls(eos_token_ids=_eos_token_ids(values), sampling=_sampling(values))
 
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a generation_config.json that says the same."""
+        values: dict[str, Any] = {}
+        if self.eos_token_ids:
+            values["eos_token_id"] = sorted(self.eos_token_ids)
+        if self.sampling:
+            greedy = self.sampling.get("temperature") == 0
+            values |= {"do_sample": False} if greedy else {"do_sample": True, **self.sampling}
+        return values
+
     def resolve(self, **asked: Any) -> tuple[SamplingParams, dict[str, str]]:
         """The final sampling parameters, and where each value came from.
 

@@ -1,20 +1,33 @@
 """Folder or hub name + options → a finished model. The only place where the parts meet."""
 
+import dataclasses
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from llamacli import checkpoint, hub
-from llamacli.atomic import atomic_write
+from llamacli import hub
+from llamacli.atomic import atomic_write_all
+from llamacli.checkpoint import (
+    MAX_SHARD_BYTES,
+    Checkpoint,
+    load_into,
+    open_checkpoint,
+    refuse_foreign_quantization,
+    save_state_dict,
+)
 from llamacli.config import DTYPES, LlamaConfig
-from llamacli.errors import RequestError, ResourceError
+from llamacli.errors import RequestError, ResourceError, printable
 from llamacli.generation_config import GenerationConfig
 from llamacli.model_folder import read_config
+
+logger = logging.getLogger(__name__)
 
 DEVICE_TYPES = ("cuda", "xpu", "mps", "cpu")  # in the order that "auto" prefers
 
@@ -26,8 +39,14 @@ class PreTrainedModel(nn.Module):
 
     A subclass is built by `cls(config, attn_implementation=…)`, and names its tensors as Hugging
     Face does.
+
+    Attributes:
+        base_model_prefix: the attribute under which a model with a head keeps the one without.
+        config: sizes and constants.
+        generation_config: the model's own defaults for `generate` and `run`.
     """
 
+    base_model_prefix: ClassVar[str] = "model"
     config: LlamaConfig
     generation_config: GenerationConfig = GenerationConfig()
 
@@ -59,17 +78,25 @@ class PreTrainedModel(nn.Module):
             cls, folder, dtype=dtype, device=device, attn_implementation=attn_implementation
         )
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and the weights as safetensors, in shards of 5 GB at most."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        state = self.state_dict()
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, max_shard_bytes: int = MAX_SHARD_BYTES
+    ) -> None:
+        """Write config.json, generation_config.json if there is one, and safetensors.
+
+        Raises:
+            LocalIOError: the disk refused.
+        """
+        target, state = Path(folder), self.state_dict()
         dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
         config = {"architectures": [type(self).__name__]} | self.config.to_dict()
-        config["torch_dtype"] = dtype
-        checkpoint.save_state_dict(target, state)
-        with atomic_write(target / "config.json") as path:
-            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        texts = {"config.json": config | {"torch_dtype": dtype}}
+        if self.generation_config != GenerationConfig():
+            texts["generation_config.json"] = self.generation_config.to_dict()
+        save_state_dict(target, state, max_shard_bytes=max_shard_bytes)
+        paths = [target / name for name in texts]
+        with atomic_write_all(paths, removing=[target / "generation_config.json"]) as temporaries:
+            for path, values in zip(temporaries, texts.values(), strict=True):
+                path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
@@ -88,26 +115,73 @@ def load_model(
     Config and tensor headers are checked against each other before anything is allocated.
     """
     config = read_config(folder)
-    checkpoint.refuse_foreign_quantization(config.quantization_config)
+    refuse_foreign_quantization(config.quantization_config)
     target = choose_device(device)
-    opened = checkpoint.open_checkpoint(folder)
-    with torch.device("meta"):
+    opened = open_checkpoint(folder)
+    with torch.device("meta"), _WithoutInit():
         model = cls(config, attn_implementation=attn_implementation)
+    opened = _named_for(model, opened)
     stored = next(iter(opened.tensors.values())).dtype
-    checkpoint.load_into(model, opened, dtype=choose_dtype(dtype, stored, target), device=target)
+    load_into(model, opened, dtype=choose_dtype(dtype, stored, target), device=target)
     model.generation_config = GenerationConfig.from_folder(folder)
     return model.eval()
 
 
+class _WithoutInit(TorchFunctionMode):
+    """Modules are built without random weights.
+
+    The meta device holds no values anyway, but torch imports its compiler (0.8 s) to draw them.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def _named_for(model: PreTrainedModel, opened: Checkpoint) -> Checkpoint:
+    """The checkpoint with or without the prefix of a model with a head, as the model needs it.
+
+    So a `LlamaModel` reads the checkpoint of a model with a head, whose own tensors it leaves
+    aside, and a model with a head that of a `LlamaModel`.
+    """
+    prefix = f"{model.base_model_prefix}."
+    has_head = hasattr(model, model.base_model_prefix)
+    prefixed = [name for name in opened.tensors if name.startswith(prefix)]
+    if has_head and not prefixed:
+        names = {name: prefix + name for name in opened.tensors}
+    elif prefixed and not has_head:
+        names = {name: name.removeprefix(prefix) for name in prefixed}
+    else:
+        return opened
+    tensors = {ours: opened.tensors[theirs] for theirs, ours in names.items()}
+    return dataclasses.replace(opened, tensors=tensors)
+
+
+# ----------------------------------------------------------------------------------------------
+# Choices
+
+
+OptionT = TypeVar("OptionT")
+
+
+def choose(name: str, value: str, options: Mapping[str, OptionT]) -> OptionT:
+    """The option of this name.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if value not in options:
+        known = ", ".join(options)
+        raise RequestError(f"{name} must be one of {known}, got {printable(repr(value))}")
+    return options[value]
+
+
 def available_devices() -> list[str]:
     """Device types that this machine has, in the order that "auto" prefers."""
-    present = {
-        "cuda": torch.cuda.is_available(),
-        "xpu": torch.xpu.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    return [name for name in DEVICE_TYPES if present[name]]
+    return [name for name in DEVICE_TYPES if torch.get_device_module(name).is_available()]
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -117,19 +191,21 @@ def choose_device(device: str | torch.device) -> torch.device:
         RequestError: not the name of a device.
         ResourceError: this machine does not have it.
     """
+    here = available_devices()
     if device == "auto":
-        return torch.device(available_devices()[0])
-    known = ", ".join(DEVICE_TYPES)
+        return torch.device(here[0])
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise RequestError(f"device must be auto, {known} (or cuda:1 …), got {device!r}") from None
-    if chosen.type not in DEVICE_TYPES:
-        raise RequestError(f"device must be auto, {known}, got {device!r}")
-    count = torch.cuda.device_count() if chosen.type == "cuda" else 1
-    if chosen.type not in available_devices() or (chosen.index or 0) >= count:
-        here = ", ".join(available_devices())
-        raise ResourceError(f"this machine has no device {chosen}", hint=f"it has: {here}")
+        chosen = None
+    if chosen is None or chosen.type not in DEVICE_TYPES:
+        known = ", ".join(("auto", *DEVICE_TYPES))
+        shown = printable(repr(str(device)))
+        raise RequestError(f"device must be one of {known} (or cuda:1 …), got {shown}")
+    count = torch.get_device_module(chosen).device_count() if chosen.type in here else 0
+    if (chosen.index or 0) >= count:
+        message = f"this machine has no device {chosen}"
+        raise ResourceError(message, hint=f"it has: {', '.join(here)}")
     return chosen
 
 
@@ -144,15 +220,19 @@ def choose_dtype(
     Raises:
         RequestError: not the name of a dtype that a model runs in.
     """
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype != "auto":
-        if dtype not in DTYPES:
-            raise RequestError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
-        return getattr(torch, dtype)  # type: ignore[no-any-return]
-    if device.type != "cpu" or stored not in (torch.float16, torch.bfloat16):
-        return stored
-    return torch.bfloat16 if cpu_computes_bfloat16() else torch.float32
+    name = str(dtype).removeprefix("torch.")
+    known: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
+    chosen = choose("dtype", name, {"auto": stored, **known})
+    if name != "auto" or device.type != "cpu" or stored not in (torch.float16, torch.bfloat16):
+        return chosen
+    if not cpu_computes_bfloat16():
+        return torch.float32
+    if stored == torch.float16:
+        logger.warning(
+            "the weights are rounded from float16 to bfloat16, in which this CPU computes;"
+            " dtype float32 keeps every bit"
+        )
+    return torch.bfloat16
 
 
 def cpu_computes_bfloat16() -> bool:

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from llamacli import masks
 from llamacli.cache import KVCache
 from llamacli.config import LlamaConfig
 from llamacli.generation import TokenStream
-from llamacli.loading import PreTrainedModel
+from llamacli.loading import PreTrainedModel, choose
 from llamacli.request import SamplingParams
 from llamacli.rope import rope_frequencies
 
@@ -132,7 +133,7 @@ class Attention(nn.Module):
         self.layer_idx = layer_idx
         self.head_dim = config.head_size
         self.dropout = config.attention_dropout
-        self.attend = ATTENTION[attn_implementation]
+        self.attend = choose("attn_implementation", attn_implementation, ATTENTION)
         width, bias = config.hidden_size, config.attention_bias
         q_width = config.num_attention_heads * self.head_dim
         kv_width = config.kv_heads * self.head_dim
@@ -332,18 +333,18 @@ class LlamaForCausalLM(PreTrainedModel):
         eos = self.config.eos_token_ids | self.generation_config.eos_token_ids
         keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, keep, strict=True)]
+        is_static = {"dynamic": False, "static": True}
         tokens = TokenStream(
             self,
             prompts,
             [params] * len(prompts),
             eos_token_ids=eos,
-            static_cache=cache_implementation == "static",
+            static_cache=choose("cache_implementation", cache_implementation, is_static),
         )
         rows: list[list[int]] = [[] for _ in prompts]
         for token in tokens:
             rows[token.row].append(token.id)
         pad = self.config.pad_token_id
         pad = pad if pad is not None else min(eos, default=0)
-        longest = max(map(len, rows))
-        new_ids = [row + [pad] * (longest - len(row)) for row in rows]
-        return torch.cat((input_ids, input_ids.new_tensor(new_ids)), dim=1)
+        new_ids = pad_sequence([input_ids.new_tensor(row) for row in rows], True, pad)
+        return torch.cat((input_ids, new_ids), dim=1)
