@@ -94,6 +94,7 @@ def encode(texts: Sequence[str], tokenizer: sentencepiece.SentencePieceProcessor
 def batches(rows: list[Tensor], recipe: Recipe) -> Iterator[Tensor]:
     """Endless batches (B, T + 1): the documents in a new order each epoch, end to end, then cut."""
     rng = random.Random(recipe.seed)
+    rows = list(rows)
     window = recipe.sequence_length + 1
     while True:
         rng.shuffle(rows)
