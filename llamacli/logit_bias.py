@@ -7,6 +7,8 @@ from typing import NamedTuple
 from llamacli.errors import RequestError, printable
 from llamacli.tokenizer import Tokenizer
 
+_MOST_TOKENS = 4  # a banned word is rarely spelled in more; the number of ways grows fast
+
 
 class Biases(NamedTuple):
     """As `SamplingParams.logit_bias` and `SamplingParams.sequence_bias`."""
@@ -19,7 +21,8 @@ def parse_biases(specs: Iterable[str], tokenizer: Tokenizer) -> Biases:
     """Read specifications ID=BIAS and WORD=BIAS; a bias of -inf bans.
 
     A word stands for itself after a blank and at the start of a line, so that every way to begin
-    it is biased. A word of digits alone is an id.
+    it is biased. A banned word is banned in other spellings too: without " garden" the model
+    would say " gar" and "den". A word of digits alone is an id.
 
     Raises:
         RequestError: not of that form, or no such id.
@@ -31,7 +34,10 @@ def parse_biases(specs: Iterable[str], tokenizer: Tokenizer) -> Biases:
         if target.isdecimal():
             tokens[_token_id(target, tokenizer)] = bias
             continue
-        for ids in word_ids(target, tokenizer):
+        ways = word_ids(target, tokenizer)
+        if bias == -math.inf:
+            ways |= spellings(target, tokenizer)
+        for ids in ways:
             if len(ids) == 1:
                 tokens[ids[0]] = bias
             else:
@@ -48,6 +54,24 @@ def word_ids(word: str, tokenizer: Tokenizer) -> set[tuple[int, ...]]:
         if ids[: len(context)] == context:
             found.add(tuple(ids[len(context) :]))
     return found - {()}
+
+
+def spellings(word: str, tokenizer: Tokenizer) -> set[tuple[int, ...]]:
+    """Every way to write a word in up to four tokens, with a blank before it and without."""
+    text = f" {word.strip()}".encode()
+    pieces = {tokenizer.id_to_bytes(token_id): token_id for token_id in range(tokenizer.vocab_size)}
+    pieces = {piece: token_id for piece, token_id in pieces.items() if piece and piece in text}
+    found: set[tuple[int, ...]] = set()
+    begun: list[tuple[bytes, tuple[int, ...]]] = [(text, ()), (text[1:], ())]
+    for _ in range(_MOST_TOKENS):
+        begun = [
+            (rest[len(piece) :], (*ids, token_id))
+            for rest, ids in begun
+            for piece, token_id in pieces.items()
+            if rest.startswith(piece)
+        ]
+        found |= {ids for rest, ids in begun if not rest}
+    return found
 
 
 def _split(spec: str) -> tuple[str, float]:
