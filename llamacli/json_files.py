@@ -1,6 +1,7 @@
 """JSON from files that nobody vouches for: sizes bounded, numbers finite, keys unique."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 from llamacli.errors import ArtifactError, LocalIOError, NotFoundError, printable
@@ -15,8 +16,7 @@ class _Refused(ValueError):
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise _Refused(f"key {printable(twice)!r} occurs twice")
     return found
 

@@ -108,7 +108,12 @@ DtypeOption = Annotated[Dtype, _option(_MODEL, "--dtype", help="Number format of
 ThreadsOption = Annotated[
     int | None,
     _option(
-        _MODEL, "-t", "--threads", min=1, help="CPU threads.", show_default="the physical cores"
+        _MODEL,
+        "-t",
+        "--threads",
+        min=1,
+        help="CPU threads.",
+        show_default="the physical cores; 1 for a small model",
     ),
 ]
 CacheImplementationOption = Annotated[
