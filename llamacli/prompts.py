@@ -11,12 +11,12 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llamacli.errors import RequestError, TemplateError, printable
-from llamacli.request import GenerationRequest, Message
+from llamacli.request import GenerationRequest, Message, check_messages
 from llamacli.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ _WORKER = Path(__file__).with_name("template_worker.py")
 # The worker limits its own CPU time. This is for a disk that is slow to give it its modules, and
 # for systems without that limit.
 _WORKER_SECONDS = 10
+# A start costs as much as rendering a hundred chats; their CPU time is limited together.
+_CHATS_PER_WORKER = 100
 # What Python itself and strftime need; no token or password reaches the worker.
 _WORKER_VARIABLES = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TZ")
 _STOPPED = "the chat template was stopped: it takes more time or memory than a template may"
@@ -92,17 +94,17 @@ def default_template(tokenizer: Tokenizer) -> str | None:
     return LLAMA3_TEMPLATE
 
 
-def encode_prompt(
-    request: GenerationRequest,
+def encode_prompts(
+    requests: Sequence[GenerationRequest],
     tokenizer: Tokenizer,
     template: str | None,
     *,
     parse_special: bool = False,
-) -> list[int]:
-    """The ids of a request's prompt, with BOS once if the tokenizer or the template puts one.
+) -> list[list[int]]:
+    """The ids of each request's prompt, with BOS once if the tokenizer or the template puts one.
 
     Args:
-        request: a prompt, or messages.
+        requests: prompts, or messages.
         tokenizer: of the model.
         template: the chat template for messages.
         parse_special: added tokens typed in the prompt are tokens, not text. Messages never
@@ -112,31 +114,56 @@ def encode_prompt(
         RequestError: a message has the wrong form.
         TemplateError: there is no template for messages, or it fails.
     """
-    if request.prompt is not None:
-        segments = tokenizer.split(request.prompt) if parse_special else [request.prompt]
-    elif template is None:
+    chats = [request for request in requests if request.messages is not None]
+    if chats and template is None:
         raise TemplateError(
             "the model has no chat template",
             hint="use --raw for plain text, or --chat-template llama2, llama3 or a file",
         )
-    else:
-        messages = request.messages or ()
-        segments = render_chat(messages, tokenizer, template=template, prefill=request.prefill)
+    rendered = iter(
+        render_chats(
+            [request.messages or () for request in chats],
+            tokenizer,
+            template=template or "",
+            prefills=[request.prefill for request in chats],
+        )
+    )
+
+    def segments(request: GenerationRequest) -> Sequence[str | int]:
+        if request.prompt is None:
+            return next(rendered)
+        return tokenizer.split(request.prompt) if parse_special else [request.prompt]
+
+    return [_with_bos_once(segments(request), tokenizer) for request in requests]
+
+
+def encode_prompt(
+    request: GenerationRequest,
+    tokenizer: Tokenizer,
+    template: str | None,
+    *,
+    parse_special: bool = False,
+) -> list[int]:
+    """The ids of one request's prompt; see `encode_prompts`."""
+    return encode_prompts([request], tokenizer, template, parse_special=parse_special)[0]
+
+
+def _with_bos_once(segments: Sequence[str | int], tokenizer: Tokenizer) -> list[int]:
     ids = tokenizer.encode_segments(segments)
     if ids[:2] == [tokenizer.bos_token_id] * 2:
         ids = ids[1:]
     return tokenizer.with_bos_once(ids)
 
 
-def render_chat(
-    messages: Sequence[Message],
+def render_chats(
+    chats: Sequence[Sequence[Message]],
     tokenizer: Tokenizer,
     *,
     template: str,
+    prefills: Sequence[str] | None = None,
     add_generation_prompt: bool = True,
-    prefill: str = "",
     date_string: str | None = None,
-) -> list[str | int]:
+) -> Iterator[list[str | int]]:
     """Segments for `encode_segments`: text, and the ids of added tokens that the template wrote.
 
     Every added token begins and ends in the template's own text. What the user wrote never becomes
@@ -144,11 +171,11 @@ def render_chat(
     text is the one that `apply_chat_template` of transformers renders.
 
     Args:
-        messages: the chat. Keys besides role and content are passed to the template.
+        chats: the messages of each. Keys besides role and content are passed to the template.
         tokenizer: its added tokens are looked for.
         template: jinja text.
+        prefills: the beginning of the assistant's answer in each chat.
         add_generation_prompt: end with what opens the assistant's turn.
-        prefill: the beginning of the assistant's answer.
         date_string: the date that some templates show instead of today's.
 
     Raises:
@@ -158,38 +185,56 @@ def render_chat(
     special = {name: getattr(tokenizer, name) for name in _SPECIAL_TOKENS}
     variables = {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
     optional = special | {"date_string": date_string}
-    job: dict[str, Any] = {
+    common: dict[str, Any] = {
         "template": template,
-        "messages": _checked(messages),
         "variables": variables | {k: v for k, v in optional.items() if v is not None},
-        "prefill": prefill,
         "tokens": list(tokenizer.added_tokens),
     }
-    stand_ins = _stand_ins(job)
-    rendered = _run_worker(job | {"stand_ins": stand_ins})
-    originals = str.maketrans({stand_in: char for char, stand_in in stand_ins.items()})
-    return [
-        segment.translate(originals) if isinstance(segment, str) else segment
-        for segment in tokenizer.split(rendered)
+    jobs = [
+        {"messages": _checked(messages), "prefill": prefill}
+        for messages, prefill in zip(chats, prefills or [""] * len(chats), strict=True)
     ]
+    for first in range(0, len(jobs), _CHATS_PER_WORKER):
+        job = common | {"chats": jobs[first : first + _CHATS_PER_WORKER]}
+        stand_ins = _stand_ins(job)
+        originals = str.maketrans({stand_in: char for char, stand_in in stand_ins.items()})
+        for text in _run_worker(job | {"stand_ins": stand_ins}, first):
+            yield [
+                segment.translate(originals) if isinstance(segment, str) else segment
+                for segment in tokenizer.split(text)
+            ]
+
+
+def render_chat(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    template: str,
+    prefill: str = "",
+    add_generation_prompt: bool = True,
+    date_string: str | None = None,
+) -> list[str | int]:
+    """Segments of one chat; see `render_chats`."""
+    rendered = render_chats(
+        [messages],
+        tokenizer,
+        template=template,
+        prefills=[prefill],
+        add_generation_prompt=add_generation_prompt,
+        date_string=date_string,
+    )
+    return next(rendered)
 
 
 def _checked(messages: Sequence[Message]) -> list[dict[str, object]]:
     """The messages as JSON objects, with role and content."""
-    if not messages:
-        raise RequestError("there are no messages")
-    checked = []
+    check_messages(messages)
     for index, message in enumerate(messages):
-        fields = dict(message) if isinstance(message, Mapping) else {}
-        if not all(isinstance(fields.get(key), str) for key in ("role", "content")):
-            expected = "an object with the texts role and content"
-            raise RequestError(f"messages[{index}] must be {expected}, got {printable(message)}")
         try:
-            json.dumps(fields)
+            json.dumps(message)
         except (TypeError, ValueError, RecursionError) as problem:
             raise RequestError(f"messages[{index}] is not JSON: {printable(problem)}") from problem
-        checked.append(fields)
-    return checked
+    return [dict(message) for message in messages]
 
 
 def _stand_ins(job: Mapping[str, Any]) -> dict[str, str]:
@@ -199,8 +244,8 @@ def _stand_ins(job: Mapping[str, Any]) -> dict[str, str]:
     return dict(zip(sorted(set("".join(job["tokens"]))), free, strict=False))
 
 
-def _run_worker(job: Mapping[str, Any]) -> str:
-    """Render in a child process, which never outlives this call."""
+def _run_worker(job: Mapping[str, Any], first: int) -> list[str]:
+    """Render in a child process, which never outlives this call; `first` numbers the chats."""
     specs = map(importlib.util.find_spec, ("jinja2", "markupsafe"))
     folders = [str(Path(spec.origin).parents[1]) for spec in specs if spec and spec.origin]
     try:
@@ -220,12 +265,14 @@ def _run_worker(job: Mapping[str, Any]) -> str:
     if done.returncode > 0:
         last_line = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise TemplateError(f"the chat template cannot be rendered: {printable(last_line)}")
-    return _text(json.loads(done.stdout))
+    return _texts(json.loads(done.stdout), first)
 
 
-def _text(answer: Mapping[str, Any]) -> str:
-    if "text" in answer:
-        return str(answer["text"])
+def _texts(answer: Mapping[str, Any], first: int) -> list[str]:
+    if "texts" in answer:
+        return list(answer["texts"])
     parts = [f"the chat template {answer['problem']}", printable(answer["detail"])]
     where = f" (line {answer['line']})" if answer["line"] else ""
-    raise TemplateError(": ".join(filter(None, parts)) + where)
+    chat = first + answer["chat"]
+    which = f" in chat {chat + 1}" if chat else ""
+    raise TemplateError(": ".join(filter(None, parts)) + where + which)

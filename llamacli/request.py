@@ -163,11 +163,20 @@ class GenerationRequest:
             raise RequestError("a prefill starts the answer to messages, but there are none")
         if self.messages is not None:
             object.__setattr__(self, "messages", tuple(self.messages))
-            for message in self.messages:
-                _check_message(message)
+            check_messages(self.messages)
 
 
-def _check_message(message: object) -> None:
-    keys = ("role", "content")
-    if not (isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in keys)):
-        raise _error("a message", "a mapping with the texts role and content", message)
+def check_messages(messages: Sequence[object]) -> None:
+    """Each message must be an object with at least the texts role and content.
+
+    Raises:
+        RequestError: names the first that is not, or says that there is none.
+    """
+    if not messages:
+        raise RequestError("there are no messages")
+    for index, message in enumerate(messages):
+        texts = (
+            [message.get(k) for k in ("role", "content")] if isinstance(message, Mapping) else []
+        )
+        if not (texts and all(isinstance(text, str) for text in texts)):
+            raise _error(f"messages[{index}]", "an object with the texts role and content", message)

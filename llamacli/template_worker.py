@@ -1,12 +1,12 @@
-"""Renders one chat template in a process of its own: a job as JSON on stdin, an answer on stdout.
+"""Renders a chat template in a process of its own: a job as JSON on stdin, an answer on stdout.
 
 A template comes from the network, so it runs in jinja2's sandbox, and in a process that holds no
 secrets and whose time and memory are limited. `prompts.py` starts this file by its path; it imports
 nothing of llamacli, and finds jinja2 in the folders of its arguments.
 
-Job: template, messages, variables, prefill, tokens (texts of the added tokens) and stand_ins (for
-every character of the tokens, a character that occurs nowhere else).
-Answer: {"text"} or {"problem", "detail", "line"}.
+Job: template, chats (each with messages and prefill), variables, tokens (texts of the added tokens)
+and stand_ins (for every character of the tokens, a character that occurs nowhere else).
+Answer: {"texts"}, one for each chat, or {"problem", "detail", "line", "chat"}.
 """
 
 import json
@@ -118,6 +118,10 @@ class Refusal(jinja2.TemplateError):
     """The template called raise_exception."""
 
 
+class ChatError(Exception):
+    """Rendering failed at the chat with this index; the cause says why."""
+
+
 class Namespace(jinja2.utils.Namespace):
     """jinja2's namespace without the names that Python itself looks up, a way out of the sandbox.
 
@@ -186,25 +190,44 @@ def environment() -> ImmutableSandboxedEnvironment:
     return sandbox
 
 
-def render(job: dict[str, Any], *, limit: int) -> str:
-    """The rendered template, at most `limit` characters, and the prefill; user text is marked."""
+def render(job: dict[str, Any], *, limit: int) -> list[str]:
+    """The rendered chats, at most `limit` characters each; what the user wrote is marked.
+
+    Raises:
+        ChatError: a chat cannot be rendered.
+    """
     marker = Marker(job["tokens"], job["stand_ins"])
-    messages = [
-        {key: _marked(value, marker) for key, value in message.items()}
-        for message in job["messages"]
-    ]
     template = environment().from_string(job["template"])
+    texts = []
+    for index, chat in enumerate(job["chats"]):
+        messages = [
+            {key: _marked(value, marker) for key, value in message.items()}
+            for message in chat["messages"]
+        ]
+        try:
+            text = _render_one(template, messages, job["variables"], limit)
+        except Exception as error:
+            raise ChatError(index) from error
+        texts.append(text + marker.mark(chat["prefill"]))
+    return texts
+
+
+def _render_one(
+    template: jinja2.Template, messages: list[Any], variables: dict[str, Any], limit: int
+) -> str:
     pieces, length = [], 0
-    for piece in template.generate(messages=messages, **job["variables"]):
+    for piece in template.generate(messages=messages, **variables):
         length += len(piece)
         if length > limit:
             raise jinja2.TemplateRuntimeError(f"output of more than {limit} characters")
         pieces.append(piece)
-    return "".join(pieces) + marker.mark(job["prefill"])
+    return "".join(pieces)
 
 
-def explain(error: Exception) -> dict[str, Any]:
-    """What went wrong in plain words, and in which line of the template."""
+def explain(error: BaseException) -> dict[str, Any]:
+    """What went wrong in plain words, in which line of the template, and with which chat."""
+    if isinstance(error, ChatError) and error.__cause__ is not None:
+        return explain(error.__cause__) | {"chat": error.args[0]}
     problems = {
         jinja2.TemplateSyntaxError: "has a syntax error",
         SecurityError: "tries to leave its sandbox",
@@ -214,10 +237,10 @@ def explain(error: Exception) -> dict[str, Any]:
         RecursionError: "calls itself without end",
     }
     problem = next((text for kind, text in problems.items() if isinstance(error, kind)), "fails")
-    return {"problem": problem, "detail": str(error), "line": _template_line(error)}
+    return {"problem": problem, "detail": str(error), "line": _template_line(error), "chat": 0}
 
 
-def _template_line(error: Exception) -> int | None:
+def _template_line(error: BaseException) -> int | None:
     if isinstance(error, jinja2.TemplateSyntaxError):
         return error.lineno
     line = None
@@ -250,7 +273,9 @@ def main() -> None:
     _limit_resources()
     job = sys.stdin.read()
     try:
-        answer = {"text": render(json.loads(job), limit=OUTPUT_CHARACTERS + len(job))}
+        answer: dict[str, Any] = {
+            "texts": render(json.loads(job), limit=OUTPUT_CHARACTERS + len(job))
+        }
     except Exception as error:
         answer = explain(error)
     json.dump(answer, sys.stdout)

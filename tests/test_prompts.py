@@ -16,6 +16,7 @@ from llamacli.prompts import (
     default_template,
     encode_prompt,
     render_chat,
+    render_chats,
 )
 from llamacli.request import GenerationRequest
 from llamacli.tokenizer_sentencepiece import LlamaTokenizer
@@ -160,7 +161,7 @@ def test_a_prefill_begins_the_answer(tokenizer: LlamaTokenizer) -> None:
 
 WRONG: list[tuple[Any, str]] = [
     ([], "there are no messages"),
-    (["Hello"], "messages\\[0\\] must be an object with the texts role and content, got Hello"),
+    (["Hello"], "messages\\[0\\] must be an object with the texts role and content, got 'Hello'"),
     ([*HELLO, {"role": "user"}], "messages\\[1\\] must be"),
     ([*HELLO, {"role": 1, "content": "x"}], "messages\\[1\\] must be"),
     ([{"role": "user", "content": ["x"]}], "messages\\[0\\] must be"),
@@ -179,3 +180,15 @@ def test_a_malformed_message_is_named_by_its_index(
 def test_the_parent_never_imports_jinja2() -> None:
     program = "import sys, llamacli.prompts; sys.exit('jinja2' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_many_chats_are_rendered_together_and_a_bad_one_is_named(
+    tokenizer: LlamaTokenizer,
+) -> None:
+    template = "{{ bos_token }}{{ messages[0].content if messages[0].role == 'user' else 1 + '' }}"
+    chats = [chat(f"number {n}") for n in range(230)]
+    rendered = list(render_chats(chats, tokenizer, template=template))
+    assert rendered == [[1, f"number {n}"] for n in range(230)]
+    chats[209] = [{"role": "other", "content": ""}]
+    with pytest.raises(TemplateError, match=r"in chat 210$"):
+        list(render_chats(chats, tokenizer, template=template))

@@ -38,7 +38,7 @@ class PromptOptions:
     side: Side | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One text to generate.
 
@@ -75,26 +75,24 @@ def make_jobs(
         parse_special=options.parse_special,
         side=options.side,
     )
-    jobs: list[Job] = []
+    plans = []
     for record in records:
         with _named(record):
             params, _ = folder.generation_config.resolve(**{**asked, **bias, **record.overrides})
-            request = _request(record, options, template)
-            prompt_ids, length = encoder.fit(request, params.max_new_tokens)
-        if len(prompt_ids) < length:
-            change = f"{length:,} to {len(prompt_ids):,} tokens (--truncate {options.side})"
+            plans.append((record, params, _request(record, options, template)))
+    encoded = encoder.encode(*(request for _, _, request in plans))
+    jobs: list[Job] = []
+    for (record, params, request), whole in zip(plans, encoded, strict=True):
+        with _named(record):
+            prompt_ids = encoder.fit(request, whole, params.max_new_tokens)
+        if len(prompt_ids) < len(whole):
+            change = f"{len(whole):,} to {len(prompt_ids):,} tokens (--truncate {options.side})"
             terminal.note(f"{record.where or 'the prompt'} is cut from {change}")
+        continues = request.prompt is not None or bool(request.prefill)
         for sample in range(num_samples):
             first = seed + len(jobs) if params.seed is None else params.seed + sample
-            jobs.append(
-                Job(
-                    record=record,
-                    sample=sample,
-                    prompt_ids=prompt_ids,
-                    continues=request.prompt is not None or bool(request.prefill),
-                    params=replace(params, seed=first % (MAX_SEED + 1)),
-                )
-            )
+            seeded = replace(params, seed=first % (MAX_SEED + 1))
+            jobs.append(Job(record, sample, prompt_ids, continues, seeded))
     return jobs
 
 
