@@ -224,7 +224,9 @@ def zsh(program: Command, commands: list[Command]) -> str:
 def _zsh_command(command: Command) -> str:
     specs = _zsh_options(command)
     if command.argument is not Value.NOTHING:
-        specs.append(f"'*:{command.argument}:{_ZSH_ACTIONS[command.argument]}'")
+        # For free text do nothing: even a mere message would keep options from being completed.
+        action = "{:}" if command.argument is Value.TEXT else _ZSH_ACTIONS[command.argument]
+        specs.append(f"'*:{command.argument}:{action}'")
     lines = " \\\n                    ".join(specs)
     return f"                {command.name}) _arguments -s \\\n                    {lines} ;;"
 

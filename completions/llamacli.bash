@@ -1,0 +1,69 @@
+# bash completion for llamacli; written by python -m llamacli.cli.completions
+
+_llamacli_words() {
+    mapfile -t COMPREPLY < <(compgen -W "$1" -- "$cur")
+}
+
+_llamacli_files() {
+    compopt -o default 2>/dev/null
+}
+
+_llamacli_models() {
+    local hub=${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub} model
+    compopt -o plusdirs 2>/dev/null
+    for model in "$hub"/models--*/; do
+        model=${model%/} model=${model##*/models--} model=${model//--//}
+        [[ $model != "*" && $model == "$cur"* ]] && COMPREPLY+=("$model")
+    done
+}
+
+_llamacli() {
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command= word
+    if [[ $cur == "=" ]]; then # bash takes --name=value apart
+        cur=
+    elif [[ $prev == "=" ]]; then
+        prev=${COMP_WORDS[COMP_CWORD - 2]}
+    fi
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        [[ $word != -* ]] && command=$word && break
+    done
+    COMPREPLY=()
+    case "$command $prev" in
+        "run -m" | "run --model") _llamacli_models; return ;;
+        "run --revision") return ;;
+        "run --device") return ;;
+        "run --dtype") _llamacli_words "auto float32 bfloat16 float16"; return ;;
+        "run -t" | "run --threads") return ;;
+        "run --cache-implementation") _llamacli_words "dynamic static"; return ;;
+        "run --attn-implementation") _llamacli_words "sdpa eager"; return ;;
+        "run -f" | "run --prompt-file") _llamacli_files; return ;;
+        "run --system") return ;;
+        "run --prefill") return ;;
+        "run --chat-template") _llamacli_files; return ;;
+        "run --truncate") _llamacli_words "left right middle"; return ;;
+        "run --batch-size") return ;;
+        "run -n" | "run --max-new-tokens") return ;;
+        "run --min-new-tokens") return ;;
+        "run --stop") return ;;
+        "run --num-samples") return ;;
+        "run --seed") return ;;
+        "run --temperature") return ;;
+        "run --top-k") return ;;
+        "run --top-p") return ;;
+        "run --min-p") return ;;
+        "run --typical-p") return ;;
+        "run --repetition-penalty") return ;;
+        "run --presence-penalty") return ;;
+        "run --frequency-penalty") return ;;
+        "run --no-repeat-ngram-size") return ;;
+        "run --logit-bias") return ;;
+        "run --logprobs") return ;;
+        "run --color") _llamacli_words "auto always never"; return ;;
+    esac
+    case "$command" in
+        "") _llamacli_words "run --version --debug -h --help" ;;
+        run) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline --device --dtype -t --threads --cache-implementation --attn-implementation --check-tensors -f --prompt-file --lines --jsonl -0 --null --raw --system --prefill --chat-template --parse-special --truncate --batch-size -n --max-new-tokens --min-new-tokens --stop --ignore-eos --num-samples --seed --greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram-size --logit-bias --json --logprobs --stats --show-config --color -q --quiet --debug -h --help"; fi ;;
+    esac
+}
+
+complete -F _llamacli llamacli
