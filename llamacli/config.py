@@ -316,7 +316,9 @@ class LlamaConfig:
             values["rope_scaling"] = kept
         if isinstance(self.eos_token_id, tuple):
             values["eos_token_id"] = list(self.eos_token_id)
-        given = {key: value for key, value in values.items() if value is not None}
+        # null is left out only where that means null, too: no eos_token_id would mean 2.
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        given = {k: v for k, v in values.items() if v is not None or defaults.get(k) is not None}
         return {"model_type": "llama", **given}
 
 
