@@ -1,6 +1,7 @@
 """llamacli run: prompts in, text out."""
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -127,6 +128,9 @@ def load_weights(
     terminal: Terminal, options: RunOptions, folder: "ModelFolder"
 ) -> "LlamaForCausalLM":
     """Import torch and read the weights."""
+    # Read by OpenMP when torch is imported: how long a thread spins before it lets others run.
+    # Decode of a 1.1B model beside a busy core: 2.8 tokens/s, with the default 0.8; alone 9.2, 9.4.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     with terminal.importing():
         import torch
 
