@@ -1,23 +1,33 @@
 """Model name or folder → local folder. The only file that knows huggingface_hub."""
 
 import os
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 from llamacli.errors import (
     AuthenticationError,
     LlamacliError,
+    LocalIOError,
     NetworkError,
     NotFoundError,
     RequestError,
     printable,
 )
 
-# What a run needs: no pickles, no Meta originals, no weights twice.
-FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model")
-
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# What a model needs: no pickles, and no weights twice (Meta's own files, or other formats).
+FILES = [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "*.safetensors",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+]
+NO_FILES = ["*/*", "consolidated*"]
 
 
 class Snapshot(NamedTuple):
@@ -30,7 +40,9 @@ class Snapshot(NamedTuple):
 def resolve(
     model: str | os.PathLike[str], *, revision: str | None = None, offline: bool = False
 ) -> Snapshot:
-    """The local folder of a model, downloaded when it is a hub name that is not in the cache.
+    """The local folder of a model: a hub name is downloaded if the cache does not have all of it.
+
+    What the cache has is used as it is; whether a branch has moved on is not asked.
 
     Args:
         model: a folder, or a hub name such as "meta-llama/Llama-3.2-1B".
@@ -39,59 +51,80 @@ def resolve(
 
     Raises:
         NotFoundError: no such folder, repository or revision; or not cached while offline.
-        AuthenticationError: the repository is gated.
-        NetworkError: the hub cannot be reached.
-        RequestError: neither a folder nor a hub name; a revision for a folder.
+        AuthenticationError: the repository is gated, or the token is refused.
+        NetworkError: the hub cannot be reached, or answers with an error.
+        LocalIOError: the cache cannot be written.
+        RequestError: a file; a revision for a folder.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    name = os.path.expanduser(model)
+    if os.path.isdir(name):
         if revision is not None:
-            raise RequestError(f"{printable(path)} is a folder: it has no revision {revision!r}")
-        return Snapshot(path, None)
-    name = str(model)
-    if path.exists():
+            raise RequestError(f"{printable(name)} is a folder: it has no revision {revision!r}")
+        return Snapshot(Path(name), None)
+    if os.path.exists(name):
         raise RequestError(f"{printable(name)} is a file; a model is the folder around it")
-    if path.is_absolute() or name.startswith((".", "~")) or not _REPO_ID.fullmatch(name):
-        raise NotFoundError(f"there is no folder {printable(name)}")
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
-    path = Path(_snapshot(name, revision))
+    try:
+        path = Path(_snapshot(name, revision, offline))
+    except Exception as problem:
+        raise _translate(problem, name, revision) from problem
     return Snapshot(path, path.name)
 
 
-def _snapshot(repo_id: str, revision: str | None) -> str:
-    """A cached snapshot at once, a download otherwise."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def _snapshot(repo_id: str, revision: str | None, offline: bool) -> str:
+    # Read when the client is imported: it would tell the hub about this machine.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+
+    def snapshot(local_files_only: bool) -> str:
+        return snapshot_download(
+            repo_id,
+            revision=revision,
+            allow_patterns=FILES,
+            ignore_patterns=NO_FILES,
+            local_files_only=local_files_only,
+        )
 
     try:
-        return snapshot_download(repo_id, revision=revision, local_files_only=True)
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        return snapshot_download(repo_id, revision=revision, allow_patterns=[*FILES])
-    except Exception as problem:
-        raise _translate(problem, repo_id, revision) from problem
+        # Other tools leave parts of a model in the cache; only the listing tells what is missing.
+        get_cached_repo_tree(repo_id, revision=revision)
+        return snapshot(local_files_only=True)
+    except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
+        return snapshot(local_files_only=offline)
 
 
-def _translate(problem: Exception, repo_id: str, revision: str | None) -> LlamacliError:
+def _translate(problem: Exception, name: str, revision: str | None) -> LlamacliError:
     """The hub client's many exceptions as one of ours; subclasses come before their parents."""
     from huggingface_hub import errors
 
-    cause = problem.__cause__
+    shown = printable(name)
+    if isinstance(problem, errors.HFValidationError):
+        return NotFoundError(f"there is no folder {printable(repr(name))}, and no hub model")
+    if isinstance(problem, errors.LocalEntryNotFoundError):
+        # Why the network was of no use; without a reason, it was not asked.
+        cause = problem.__cause__
+        problem = cause if isinstance(cause, Exception) else errors.OfflineModeIsEnabled()
+    if isinstance(problem, errors.OfflineModeIsEnabled):
+        return NotFoundError(f"{shown} is not (wholly) in the cache, and offline mode is on")
     if isinstance(problem, errors.GatedRepoError):
-        page = f"https://huggingface.co/{repo_id}"
-        return AuthenticationError(f"{repo_id} is gated", hint=f"ask for access on {page}")
+        page = f"https://huggingface.co/{shown}"
+        hint = f"ask for access on {page}, then: hf auth login"
+        return AuthenticationError(f"{shown} is gated", hint=hint)
     if isinstance(problem, errors.RepositoryNotFoundError):
         hint = "check the spelling; a private repository needs a token: hf auth login"
-        return NotFoundError(f"the hub has no repository {repo_id}", hint=hint)
+        return NotFoundError(f"there is no folder {shown}, and no such hub model", hint=hint)
     if isinstance(problem, errors.RevisionNotFoundError):
-        return NotFoundError(f"{repo_id} has no revision {printable(revision)}")
-    if isinstance(problem, errors.OfflineModeIsEnabled) or isinstance(
-        cause, errors.OfflineModeIsEnabled
-    ):
-        return NotFoundError(f"{repo_id} is not in the cache, and offline mode is on")
-    return NetworkError(
-        f"cannot fetch {repo_id} from the hub: {printable(cause or problem)}",
-        hint="try again, or give a folder",
-    )
+        return NotFoundError(f"{shown} has no revision {printable(revision)}")
+    if isinstance(problem, errors.HfHubHTTPError):
+        status = problem.response.status_code
+        if status in (401, 403):
+            hint = "hf auth login, or a valid HF_TOKEN"
+            return AuthenticationError(f"the hub refuses {shown} (HTTP {status})", hint=hint)
+        return NetworkError(f"the hub fails on {shown} (HTTP {status})", hint="try again later")
+    if isinstance(problem, OSError) and problem.errno is not None:
+        where = printable(problem.filename or "the cache")
+        return LocalIOError(f"cannot write {where}: {problem.strerror}")
+    if isinstance(problem, ValueError):
+        return NetworkError("the answer is not a hub's", hint="check HF_ENDPOINT and your network")
+    reason = printable(problem)
+    return NetworkError(f"cannot reach the hub for {shown}: {reason}", hint="try again later")
