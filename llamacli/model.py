@@ -320,7 +320,7 @@ class LlamaForCausalLM(PreTrainedModel):
             attention_mask: None means no padding.
             cache_implementation: "dynamic" or "static".
             do_sample: draw from the distribution; otherwise the most probable token is taken.
-            sampling: fields of `SamplingParams`, such as max_new_tokens.
+            sampling: fields of `SamplingParams`; a seed counts for each row alone.
 
         Returns:
             (B, T + the longest row's new tokens): prompt and new ids, padded on the right with the
