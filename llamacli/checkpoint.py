@@ -7,7 +7,7 @@ Where both are present the single file counts, as in transformers.
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +150,7 @@ def load_into(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    progress: Callable[[int, int], object] | None = None,
 ) -> None:
     """Give every parameter of a module its tensor; the module is unchanged if that fails.
 
@@ -161,6 +162,7 @@ def load_into(
         checkpoint: the tensors.
         dtype: of the parameters; None keeps that of the file.
         device: of the parameters.
+        progress: called with the bytes read so far and in all, after each tensor.
 
     Raises:
         CheckpointError: tensors are missing or have another shape than the module; found before
@@ -174,8 +176,15 @@ def load_into(
         return checkpoint.read(name).to(device=device, dtype=dtype)
 
     in_file_order = [name for name in checkpoint.tensors if name in names]
+    total = sum(checkpoint.tensors[name].nbytes for name in in_file_order)
+    tensors: dict[str, Tensor] = {}
+    done = 0
     with ThreadPoolExecutor(READING_THREADS) as pool:
-        tensors = dict(zip(in_file_order, pool.map(read, in_file_order), strict=True))
+        for name, tensor in zip(in_file_order, pool.map(read, in_file_order), strict=True):
+            tensors[name] = tensor
+            done += checkpoint.tensors[name].nbytes
+            if progress is not None:
+                progress(done, total)
     loaded = {
         parameter: nn.Parameter(tensors[name], requires_grad=parameter.requires_grad)
         for parameter, name in sources.items()

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -109,10 +109,12 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     attn_implementation: str = "sdpa",
+    progress: Callable[[int, int], object] | None = None,
 ) -> ModelT:
     """Read config.json and the weights of a folder; arguments as `from_pretrained`.
 
     Config and tensor headers are checked against each other before anything is allocated.
+    `progress` is called with the bytes read so far and in all, after each tensor.
     """
     config = read_config(folder)
     refuse_foreign_quantization(config.quantization_config)
@@ -122,7 +124,8 @@ def load_model(
         model = cls(config, attn_implementation=attn_implementation)
     opened = _named_for(model, opened)
     stored = next(iter(opened.tensors.values())).dtype
-    load_into(model, opened, dtype=choose_dtype(dtype, stored, target), device=target)
+    chosen = choose_dtype(dtype, stored, target)
+    load_into(model, opened, dtype=chosen, device=target, progress=progress)
     model.generation_config = GenerationConfig.from_folder(folder)
     return model.eval()
 

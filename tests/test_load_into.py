@@ -136,3 +136,13 @@ def test_fault_013_tied_embeddings_need_no_head(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"the weights lack lm_head\.weight") as caught:
         load_into(empty_model(), open_checkpoint(tmp_path))
     assert "tie_word_embeddings" in str(caught.value.hint)
+
+
+def test_progress_counts_every_byte(tmp_path: Path) -> None:
+    module = nn.Linear(8, 4)
+    save_state_dict(tmp_path, module.state_dict())
+    seen: list[tuple[int, int]] = []
+    opened = open_checkpoint(tmp_path)
+    load_into(module.to("meta"), opened, progress=lambda *counts: seen.append(counts))
+    assert seen[-1] == (opened.total_bytes, opened.total_bytes) == (144, 144)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)

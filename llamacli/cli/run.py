@@ -72,6 +72,8 @@ def generate_all(terminal: Terminal, options: RunOptions) -> None:
     load_s = opened - started + time.perf_counter() - planned
     facts = describe(options, folder, model, load_s)
     output = choose_output(terminal, options, facts)
+    longest = max(len(job.prompt_ids) for job in jobs)
+    terminal.status(f"reading the prompt: {longest:,} tokens …")
     results: list[Result] = []
     for first in range(0, len(jobs), options.batch_size):
         batch = jobs[first : first + options.batch_size]
@@ -142,13 +144,17 @@ def load_weights(
     if options.check_tensors:
         terminal.status("checking the weights …")
         open_checkpoint(folder.path).check_finite()
-    terminal.status("loading the weights …")
+
+    def show_progress(done: int, total: int) -> None:
+        terminal.status(f"loading the weights: {done / 1e9:.1f} of {total / 1e9:.1f} GB …")
+
     model = load_model(
         LlamaForCausalLM,
         folder.path,
         dtype=options.dtype.value,
         device=options.device,
         attn_implementation=options.attn_implementation.value,
+        progress=show_progress,
     )
     if options.threads is None and sum(p.numel() for p in model.parameters()) < SMALL_MODEL:
         torch.set_num_threads(1)
