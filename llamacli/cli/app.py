@@ -1,9 +1,10 @@
 """The program: a command line in, an exit code out. Only here exceptions become exit codes."""
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from llamacli import errors
 from llamacli.cli import signals
@@ -25,12 +26,15 @@ EXIT_CODES: dict[type, ExitCode] = {
 }
 
 
-def main() -> int:
-    """Run the command line of this process and return its exit code."""
+def main() -> NoReturn:
+    """Run the command line of this process, and exit."""
     signals.end_at_once()
     from llamacli.cli.console import Terminal
 
-    return run_command_line(sys.argv[1:], Terminal.of_process())
+    code = run_command_line(sys.argv[1:], Terminal.of_process())
+    # Everything is written and closed. Python would take torch apart for 0.4 s, and flush stdout
+    # once more, which fails or blocks where nobody reads it.
+    os._exit(code)
 
 
 def run_command_line(args: Sequence[str], terminal: "Terminal") -> int:
@@ -39,7 +43,6 @@ def run_command_line(args: Sequence[str], terminal: "Terminal") -> int:
         return _execute(args, terminal)
     except signals.Interrupted as interrupted:
         terminal.end_line()
-        terminal.abandon_stdout()
         return interrupted.exit_code
     except Exception as error:
         return _report(error, terminal)

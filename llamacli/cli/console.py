@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
-from typing import BinaryIO, Literal, NoReturn
+from typing import BinaryIO, Literal
 
 from llamacli.cli import signals
 from llamacli.errors import LocalIOError, RequestError
@@ -145,19 +145,10 @@ class Terminal:
         try:
             self.stdout.write(text.encode("utf-8", "replace"))
             self.stdout.flush()
-        except OSError as error:
-            self._fail(error)
-
-    def _fail(self, error: OSError) -> NoReturn:
-        self.abandon_stdout()
-        if isinstance(error, BrokenPipeError):
+        except BrokenPipeError as error:
             raise signals.Interrupted(signal.SIGPIPE) from error
-        raise LocalIOError(f"cannot write to stdout: {error.strerror}") from error
-
-    def abandon_stdout(self) -> None:
-        """What is still in stdout's buffer is lost: flushing it at exit would fail or block."""
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stdout.fileno())
+        except OSError as error:
+            raise LocalIOError(f"cannot write to stdout: {error.strerror}") from error
 
     # ----------------------------------------------------------------- stderr
 
