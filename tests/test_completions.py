@@ -14,6 +14,9 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "completions"
 NAMES = ["_llamacli", "llamacli.bash", "llamacli.fish"]
 
+# Python 3.12 and later warn of a fork beside torch's threads; pexpect runs a program right after it.
+pytestmark = pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
+
 
 def needs(shell: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(shutil.which(shell) is None, reason=f"no {shell} here")
