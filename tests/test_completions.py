@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "completions"
 NAMES = ["_llamacli", "llamacli.bash", "llamacli.fish"]
 
-# Python 3.12 and later warn of a fork beside torch's threads; pexpect runs a program right after it.
+# Python 3.12 and later warn of a fork beside torch's threads; pexpect starts a program right away.
 pytestmark = pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
 
 

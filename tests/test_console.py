@@ -14,7 +14,7 @@ from llamacli.cli.console import Color, Terminal, visible
 from llamacli.errors import LocalIOError, RequestError
 from tests import probe
 
-# Python 3.12 and later warn of a fork beside torch's threads; pexpect runs a program right after it.
+# Python 3.12 and later warn of a fork beside torch's threads; pexpect starts a program right away.
 pytestmark = pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
 
 
