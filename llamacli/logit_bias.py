@@ -31,7 +31,7 @@ def parse_biases(specs: Iterable[str], tokenizer: Tokenizer) -> Biases:
     sequences: dict[tuple[int, ...], float] = {}
     for spec in specs:
         target, bias = _split(spec)
-        if target.isdecimal():
+        if target.isascii() and target.isdecimal():
             tokens[_token_id(target, tokenizer)] = bias
             continue
         ways = word_ids(target, tokenizer)

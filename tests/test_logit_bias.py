@@ -1,56 +1,110 @@
 import math
+from pathlib import Path
 
 import pytest
 
 from llamacli.errors import RequestError
-from llamacli.logit_bias import parse_biases, spellings, word_ids
+from llamacli.generation import TokenStream, generate
+from llamacli.logit_bias import parse_biases, word_ids
+from llamacli.request import SamplingParams
 from llamacli.tokenizer import Tokenizer
 from llamacli.tokenizer_fast import load_tokenizer
-from tests.tiny import write_tokenizer
+from tests.tiny import write_model, write_tokenizer
+from tests.tokenizer_samples import folder_with, tiktoken_file
+
+WORDS = ["sun", "moon", "fox", "Hello", "said.", "été", "漢字", "🦙", "a=b", "New York", "12 cents"]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+@pytest.fixture(scope="module", params=["sentencepiece", "byte-level"])
+def tokenizer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder)
+    if request.param == "sentencepiece":
+        write_tokenizer(folder)
+    else:
+        folder_with(folder, tiktoken_file())
     return load_tokenizer(folder)
 
 
-def ids(tokenizer: Tokenizer, *tokens: str) -> tuple[int, ...]:
-    return tuple(tokenizer.convert_tokens_to_ids(list(tokens)))
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_is_biased_after_a_blank_and_at_the_start_of_a_line(
+    tokenizer: Tokenizer, word: str
+) -> None:
+    found = word_ids(word, tokenizer)
+    texts = {
+        tokenizer.decode([*tokenizer.encode("x", add_special_tokens=False), *ids]) for ids in found
+    }
+    assert texts == {f"x {word}", f"x{word}"}
+    assert found == word_ids(f"  {word} ", tokenizer)
 
 
-def test_an_id_and_words_of_one_and_more_tokens(tokenizer: Tokenizer) -> None:
-    biases = parse_biases(["7=2", "moon=-1.5", "sunmoon=3"], tokenizer)
-    assert biases.tokens[7] == 2
-    assert biases.tokens[ids(tokenizer, "▁moon")[0]] == -1.5
-    assert set(biases.sequences) <= word_ids("moon", tokenizer) | word_ids("sunmoon", tokenizer)
-    assert {tokenizer.decode(i).strip() for i in biases.sequences} == {"moon", "sunmoon"}
+@pytest.mark.parametrize("word", WORDS)
+def test_every_way_to_begin_a_word_has_its_ids(tokenizer: Tokenizer, word: str) -> None:
+    biases = parse_biases([f"{word}=-2"], tokenizer)
+    keys = {(token_id,) for token_id in biases.tokens} | biases.sequences.keys()
+    assert keys == word_ids(word, tokenizer)
+    assert {*biases.tokens.values(), *biases.sequences.values()} == {-2.0}
+    for text in (f"the {word}", f"the\n{word}"):
+        ids = tuple(tokenizer.encode(text))
+        assert any(ids[-len(key) :] == key for key in keys)
 
 
-def test_a_word_is_the_same_with_blanks_around_it(tokenizer: Tokenizer) -> None:
-    assert parse_biases([" moon =1"], tokenizer) == parse_biases(["moon=1"], tokenizer)
-    assert parse_biases(["a=b=1"], tokenizer).sequences  # the last equals sign counts
+def test_a_word_of_one_token_biases_that_token(tokenizer: Tokenizer) -> None:
+    word = "fox" if tokenizer.byte_level else "moon"
+    last = tokenizer.encode(f"the {word}")[-1]
+    assert tokenizer.id_to_bytes(last) == f" {word}".encode()
+    assert parse_biases([f"{word}=1.5"], tokenizer).tokens[last] == 1.5
 
 
-def test_a_ban_covers_every_spelling_in_few_tokens(tokenizer: Tokenizer) -> None:
-    found = spellings("garden", tokenizer)
-    assert ids(tokenizer, "▁garden") in found
-    assert ids(tokenizer, "▁gar", "den") in found
-    assert ids(tokenizer, "g", "ar", "de", "n") in found
-    assert all(tokenizer.decode(way).strip() == "garden" for way in found)
-    banned = parse_biases(["garden=-inf"], tokenizer)
-    assert len(banned.tokens) + len(banned.sequences) >= len(found)
-    assert {*banned.tokens.values(), *banned.sequences.values()} == {-math.inf}
+def test_digits_are_an_id_and_later_specifications_win(tokenizer: Tokenizer) -> None:
+    biases = parse_biases(["7=1", "0=-inf", "7=-3e0"], tokenizer)
+    assert biases == ({7: -3.0, 0: -math.inf}, {})
 
 
-@pytest.mark.parametrize("spec", ["moon", "=1", " =1", "moon=", "moon=much", "moon=nan"])
-def test_anything_else_is_refused(tokenizer: Tokenizer, spec: str) -> None:
-    with pytest.raises(RequestError, match="ID=BIAS or WORD=BIAS"):
+def test_digits_of_other_scripts_are_a_word(tokenizer: Tokenizer) -> None:
+    assert 3 not in parse_biases(["٣=1"], tokenizer).tokens
+
+
+def test_what_looks_like_a_special_token_is_plain_text(tokenizer: Tokenizer) -> None:
+    name = tokenizer.bos_token
+    biases = parse_biases([f"{name}=-1"], tokenizer)
+    assert tokenizer.bos_token_id not in biases.tokens
+    assert biases.sequences
+
+
+@pytest.mark.parametrize("spec", ["", "moon", "=1", " =1", "moon=", "moon=x", "moon=nan", "7:3"])
+def test_a_specification_of_another_form_is_refused(tokenizer: Tokenizer, spec: str) -> None:
+    with pytest.raises(RequestError, match=r"ID=BIAS or WORD=BIAS, such as 'moon=-3'"):
         parse_biases([spec], tokenizer)
 
 
-@pytest.mark.parametrize("token_id", ["400", "9" * 30])
-def test_an_id_that_the_tokenizer_lacks_is_refused(tokenizer: Tokenizer, token_id: str) -> None:
-    with pytest.raises(RequestError, match="there is no token"):
-        parse_biases([f"{token_id}=1"], tokenizer)
+@pytest.mark.parametrize("digits", ["5000", "99999999999999999999"])
+def test_an_id_outside_the_vocabulary_is_refused(tokenizer: Tokenizer, digits: str) -> None:
+    with pytest.raises(RequestError, match=f"there is no token {digits} among"):
+        parse_biases([f"{digits}=1"], tokenizer)
+
+
+def test_a_bias_is_bounded_as_in_a_request(tokenizer: Tokenizer) -> None:
+    biases = parse_biases(["7=inf"], tokenizer)
+    with pytest.raises(RequestError, match="logit_bias"):
+        SamplingParams(logit_bias=biases.tokens)
+
+
+def test_a_banned_word_is_not_written_and_a_wanted_one_is(tmp_path: Path) -> None:
+    model = write_model(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    prompt = tokenizer.encode("The sun")
+
+    def text(*specs: str) -> str:
+        biases = parse_biases(specs, tokenizer)
+        params = SamplingParams(
+            temperature=0.0,
+            max_new_tokens=20,
+            logit_bias=biases.tokens,
+            sequence_bias=biases.sequences,
+        )
+        return generate(TokenStream(model, [prompt], [params]), tokenizer)[0].text
+
+    assert text("moon=1000") == " moon" * 20
+    assert "moon" not in text("moon=1000", "moon=-inf")
