@@ -1,6 +1,7 @@
 """The program with one more command, whose argument is Python code that sees a `terminal`."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,20 @@ def run(
     with start(*args, env=env, **settings) as process:
         out, err = process.communicate(stdin, timeout=60)
     return process.returncode, out, (err or b"").decode()
+
+
+def in_shell(line: str, **variables: str) -> tuple[int, str, str]:
+    """A line of bash in which {play} starts the probe; the exit code is that of the probe."""
+    program = f"{shlex.join(PROGRAM)} play"
+    done = subprocess.run(
+        ["bash", "-c", f"{line.replace('{play}', program)}; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=environment(**variables),
+        timeout=60,
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 if __name__ == "__main__":

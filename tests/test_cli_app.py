@@ -1,12 +1,7 @@
 import io
-import os
-import shlex
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,24 +201,10 @@ def test_what_needs_no_model_imports_nothing_heavy(args: str) -> None:
 # ------------------------------------------------------------------------------------------ streams
 
 
-def in_shell(line: str, **variables: str) -> tuple[int, str, str]:
-    """A line of bash in which {play} starts the probe; the exit code is that of the probe."""
-    program = f"{shlex.join(probe.PROGRAM)} play"
-    done = subprocess.run(
-        ["bash", "-c", f"{line.replace('{play}', program)}; exit ${{PIPESTATUS[0]}}"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        env=probe.environment(**variables),
-        timeout=60,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
 @pytest.mark.parametrize("reader", ["head -n 1 > /dev/null", "true"])
 def test_fault_075_nobody_reads_stdout_ends_in_silence(reader: str) -> None:
     scene = "while True: terminal.write('line\\n')"
-    assert in_shell(f'{{play}} "{scene}" | {reader}') == (141, "", "")
+    assert probe.in_shell(f'{{play}} "{scene}" | {reader}') == (141, "", "")
 
 
 @pytest.mark.parametrize(
@@ -233,28 +214,28 @@ def test_fault_075_nobody_reads_stdout_ends_in_silence(reader: str) -> None:
 def test_fault_076_stdout_that_cannot_be_written_is_7(redirection: str, reason: str) -> None:
     scene = "terminal.write('text')"
     expected = (7, "", f"llamacli: error: cannot write to stdout: {reason}\n")
-    assert in_shell(f'{{play}} "{scene}" {redirection}') == expected
+    assert probe.in_shell(f'{{play}} "{scene}" {redirection}') == expected
 
 
 def test_fault_076_help_that_cannot_be_written_is_7() -> None:
-    code, _, err = in_shell("{play} --help > /dev/full")
+    code, _, err = probe.in_shell("{play} --help > /dev/full")
     assert (code, err) == (7, "llamacli: error: cannot write to stdout: No space left on device\n")
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2> /dev/full"])
 def test_stderr_that_cannot_be_written_stops_nothing(redirection: str) -> None:
     scene = "terminal.note('lost'); terminal.write('text')"
-    assert in_shell(f'{{play}} "{scene}" {redirection}') == (0, "text", "")
+    assert probe.in_shell(f'{{play}} "{scene}" {redirection}') == (0, "text", "")
 
 
 def test_fault_057_a_closed_stdin_is_empty() -> None:
     scene = "terminal.write(repr(terminal.read_stdin()))"
-    assert in_shell(f'{{play}} "{scene}" <&-') == (0, "b''", "")
+    assert probe.in_shell(f'{{play}} "{scene}" <&-') == (0, "b''", "")
 
 
 def test_fault_063_endless_stdin_is_refused() -> None:
     line = 'yes | {play} "terminal.read_stdin()"; (exit ${PIPESTATUS[1]})'
-    assert in_shell(line) == (2, "", "llamacli: error: stdin holds more than 64 MB\n")
+    assert probe.in_shell(line) == (2, "", "llamacli: error: stdin holds more than 64 MB\n")
 
 
 @pytest.mark.parametrize(
@@ -281,86 +262,3 @@ def test_fault_084_libraries_are_silent_and_llamacli_logs_notes() -> None:
     _, _, err = probe.run("play", scene, "--debug")
     assert "deprecated" in err
     assert "no kernels" in err
-
-
-# ------------------------------------------------------------------------------------------ signals
-
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-WAIT = "terminal.write('ready\\n'); import time; time.sleep(60)"
-
-
-def interrupted(scene: str, *signums: int, after: float = 0) -> tuple[int, bytes, str]:
-    """The end of a scene that gets signals once it has written a line, and again after each."""
-    with probe.start("play", scene) as process:
-        out = b""
-        for signum in signums:
-            out += process.stdout.readline()
-            time.sleep(after)
-            process.send_signal(signum)
-        rest, err = process.communicate(timeout=60)
-    return process.returncode, out + rest, err.decode()
-
-
-@pytest.mark.parametrize("signum", SIGNALS)
-def test_fault_079_a_signal_ends_after_cleaning_up(signum: int, tmp_path: Path) -> None:
-    scene = f"import tempfile\nwith tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):\n    {WAIT}"
-    assert interrupted(scene, signum) == (128 + signum, b"ready\n", "")
-    assert not list(tmp_path.iterdir())
-
-
-def test_fault_077_a_second_signal_does_not_wait_for_the_cleanup() -> None:
-    scene = f"try: {WAIT}\nfinally: {WAIT}"
-    ended = interrupted(scene, signal.SIGINT, signal.SIGINT)
-    assert ended == (130, b"ready\nready\n", "")
-
-
-@pytest.mark.parametrize("signum", SIGNALS)
-def test_fault_078_imports_that_swallow_everything_end_at_once(signum: int) -> None:
-    scene = (
-        "import time\n"
-        "with terminal.importing():\n"
-        "    terminal.write('ready\\n')\n"
-        "    for _ in range(600):\n"
-        "        try: time.sleep(0.1)\n"
-        "        except BaseException: pass\n"
-    )
-    assert interrupted(scene, signum) == (128 + signum, b"ready\n", "")
-
-
-@pytest.mark.parametrize("after", [0.02, 0.2, 0.4, 0.7])
-def test_fault_078_a_signal_while_torch_is_imported_leaves_no_traceback(after: float) -> None:
-    scene = "terminal.write('ready\\n')\nwith terminal.importing(): import torch\n" + WAIT
-    code, out, err = interrupted(scene, signal.SIGINT, after=after)
-    assert (code, err) == (130, "")
-    assert out.startswith(b"ready\n")
-
-
-def test_fault_078_from_the_first_import_on_no_signal_leaves_a_traceback() -> None:
-    script = (
-        "import sys, builtins, signal, os\n"
-        "from llamacli.cli import app\n"
-        "class Finder:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'typer': os.kill(os.getpid(), signal.SIGTERM)\n"
-        "sys.meta_path.insert(0, Finder())\n"
-        "app.main()"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True)
-    assert (done.returncode, done.stdout, done.stderr) == (143, b"", b"")
-
-
-def test_fault_079_a_signal_that_is_ignored_stays_ignored() -> None:
-    scene = "import os, signal; os.kill(os.getpid(), signal.SIGHUP); terminal.write('on')"
-    command = shlex.join([*probe.PROGRAM, "play", scene])
-    assert in_shell(f"trap '' HUP; {command}") == (0, "on", "")
-
-
-def test_fault_080_the_program_can_be_stopped_and_continued() -> None:
-    scene = "terminal.write('ready\\n'); import time; time.sleep(0.3); terminal.write('done\\n')"
-    with probe.start("play", scene) as process:
-        assert process.stdout.readline() == b"ready\n"
-        process.send_signal(signal.SIGSTOP)
-        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
-        process.send_signal(signal.SIGCONT)
-        assert process.communicate(timeout=60) == (b"done\n", b"")
-    assert process.returncode == 0
