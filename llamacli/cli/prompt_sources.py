@@ -141,7 +141,8 @@ def _json_record(line: str, where: str) -> PromptRecord:
     if unknown := sorted(values.keys() - _SAMPLING_KEYS):
         hint = f"known are prompt, messages, id, {', '.join(sorted(_SAMPLING_KEYS))}"
         raise RequestError(f"{where} has an unknown key {printable(unknown[0])!r}", hint=hint)
-    return PromptRecord(where=where, prompt=prompt, messages=messages, id=name, overrides=values)
+    given = {key: value for key, value in values.items() if value is not None}
+    return PromptRecord(where=where, prompt=prompt, messages=messages, id=name, overrides=given)
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
