@@ -254,7 +254,7 @@ class Window:
         command = shlex.join([*probe.PROGRAM, "play", scene])
         self.child: Any = pexpect.spawn(
             "bash",
-            ["-c", f"{command}; code=$?; stty -a | grep -c ' echo '; echo =$code="],
+            ["-c", f"{command}; code=$?; stty -a | tr '\\n' ' ' | grep -c ' echo '; echo =$code="],
             dimensions=(24, columns),
             cwd=str(Path(__file__).parents[1]),
             env=probe.environment(**variables),
