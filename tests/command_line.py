@@ -2,10 +2,10 @@
 
 import io
 import json
-import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from llamacli.cli.console import Terminal
 from llamacli.config import LlamaConfig
 from llamacli.model import LlamaForCausalLM
 from llamacli.tokenizer_fast import load_tokenizer
+from tests.probe import environment
 from tests.tiny import SIZES, write_tokenizer
 
 PROGRAM = [sys.executable, "-m", "llamacli"]
@@ -46,33 +47,30 @@ class _AsTerminal(io.BytesIO):
         return True
 
 
-def here(*args: object, stdin: bytes = b"", tty_stdin: bool = False) -> Done:
-    """Run a command line in this process."""
-    source = _AsTerminal(stdin) if tty_stdin else io.BytesIO(stdin)
-    out, err = io.BytesIO(), io.BytesIO()
-    code = run_command_line([str(arg) for arg in args], Terminal(source, out, err, {}))
+def here(*args: object, stdin: bytes = b"", tty: Sequence[str] = (), **variables: str) -> Done:
+    """Run a command line in this process; `tty` names the streams that are terminals."""
+    source, out, err = (
+        (_AsTerminal if name in tty else io.BytesIO)(data)
+        for name, data in {"stdin": stdin, "stdout": b"", "stderr": b""}.items()
+    )
+    code = run_command_line([str(arg) for arg in args], Terminal(source, out, err, variables))
     return Done(code, out.getvalue(), err.getvalue().decode())
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """This process's environment without what would change the program, and with `variables`."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LLAMACLI_", "LC_", "LANG"))}
-    kept = {k: v for k, v in kept.items() if k not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
-    return kept | {"OMP_NUM_THREADS": "1", "TERM": "xterm-256color"} | variables
+def start(*args: object, **settings: Any) -> subprocess.Popen[bytes]:
+    """Start the real program with pipes."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([*PROGRAM, *map(str, args)], env=environment(), **pipes | settings)
 
 
-def program(
-    *args: object, stdin: bytes = b"", env: Mapping[str, str] | None = None, **settings: Any
-) -> Done:
-    """Run the real program."""
-    command = [*PROGRAM, *map(str, args)]
+def in_shell(line: str, **variables: str) -> Done:
+    """Run a line of bash in which {llamacli} is the program; the code is the first command's."""
+    line = line.replace("{llamacli}", shlex.join(PROGRAM))
     done = subprocess.run(
-        command,
-        input=stdin,
+        ["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"],
         capture_output=True,
-        env=environment(**env or {}),
+        env=environment(**variables),
         timeout=60,
-        **settings,
     )
     return Done(done.returncode, done.stdout, done.stderr.decode())
 
@@ -88,6 +86,7 @@ def write_chain(folder: Path, tokens: Sequence[str], *, loop: bool = False, **si
     tokenizer = load_tokenizer(folder)
     ids = tokenizer.convert_tokens_to_ids(list(tokens))
     assert len(set(ids)) == len(ids)
+    assert tokenizer.unk_token_id not in ids
     sizes = {"num_hidden_layers": 1, "intermediate_size": 8, "num_key_value_heads": 1} | sizes
     sizes |= {"vocab_size": tokenizer.vocab_size, "hidden_size": 512, "head_dim": 8}
     model = LlamaForCausalLM(LlamaConfig(**SIZES | {"eos_token_id": 2} | sizes))

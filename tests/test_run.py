@@ -127,7 +127,7 @@ def test_an_answer_starts_without_a_blank(copy: Path) -> None:
 
 def test_a_terminal_is_read_only_when_asked_to(noise: Path) -> None:
     def prompt_tokens(*args: object) -> object:
-        done = here("run", "-m", noise, *args, "-n", 1, "--json", stdin=b"The sun", tty_stdin=True)
+        done = here("run", "-m", noise, *args, "-n", 1, "--json", stdin=b"The sun", tty=["stdin"])
         return done.records[0]["usage"]["prompt_tokens"]
 
     assert prompt_tokens("The") == 2
