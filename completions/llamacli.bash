@@ -45,7 +45,6 @@ _llamacli() {
         "run -n" | "run --max-new-tokens") return ;;
         "run --min-new-tokens") return ;;
         "run --stop") return ;;
-        "run --num-samples") return ;;
         "run --seed") return ;;
         "run --temperature") return ;;
         "run --top-k") return ;;
@@ -57,12 +56,13 @@ _llamacli() {
         "run --frequency-penalty") return ;;
         "run --no-repeat-ngram-size") return ;;
         "run --logit-bias") return ;;
+        "run --num-samples") return ;;
         "run --logprobs") return ;;
         "run --color") _llamacli_words "auto always never"; return ;;
     esac
     case "$command" in
         "") _llamacli_words "run --version --debug -h --help" ;;
-        run) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline --device --dtype -t --threads --cache-implementation --attn-implementation --check-tensors -f --prompt-file --lines --jsonl -0 --null --raw --system --prefill --chat-template --parse-special --truncate --batch-size -n --max-new-tokens --min-new-tokens --stop --ignore-eos --num-samples --seed --greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram-size --logit-bias --json --logprobs --stats --show-config --color -q --quiet --debug -h --help"; fi ;;
+        run) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline --device --dtype -t --threads --cache-implementation --attn-implementation --check-tensors -f --prompt-file --lines --jsonl -0 --null --raw --system --prefill --chat-template --parse-special --truncate --batch-size -n --max-new-tokens --min-new-tokens --stop --ignore-eos --seed --greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram-size --logit-bias --num-samples --json --logprobs --stats --show-config --color -q --quiet --debug -h --help"; fi ;;
     esac
 }
 

@@ -48,6 +48,7 @@ class Command(TyperCommand):
             panel = "Arguments" if param.param_type_name == "argument" else "General"
             record = param.get_help_record(ctx)
             if record:
+                record = (record[0].replace(" <list[str]>", ""), record[1])  # tells nobody much
                 title = getattr(param, "rich_help_panel", None) or panel
                 sections.setdefault(title, []).append(record)
         for title, records in sections.items():

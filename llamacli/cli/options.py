@@ -131,7 +131,8 @@ CheckTensorsOption = Annotated[
 # ------------------------------------------------------------------------------------ the prompt
 
 PromptFileOption = Annotated[
-    Path | None, _option(_PROMPT, "-f", "--prompt-file", help="Read the prompt from a file.")
+    Path | None,
+    _option(_PROMPT, "-f", "--prompt-file", help="Read the prompt from a file; - is stdin."),
 ]
 RawOption = Annotated[
     bool, _option(_PROMPT, "--raw", help="Continue the text as it is, without chat template.")
@@ -209,11 +210,21 @@ RepetitionPenaltyOption = Annotated[
 ]
 PresencePenaltyOption = Annotated[
     float | None,
-    _sampling("--presence-penalty", help="Lower the scores of tokens generated before."),
+    _option(
+        _SAMPLING,
+        "--presence-penalty",
+        help="Lower the scores of tokens generated before.",
+        show_default="0",
+    ),
 ]
 FrequencyPenaltyOption = Annotated[
     float | None,
-    _sampling("--frequency-penalty", help="Lower them for each time they were generated."),
+    _option(
+        _SAMPLING,
+        "--frequency-penalty",
+        help="Lower them for each time they were generated.",
+        show_default="0",
+    ),
 ]
 NoRepeatNgramSizeOption = Annotated[
     int | None,
@@ -237,8 +248,7 @@ MaxNewTokensOption = Annotated[
         _LENGTH,
         "-n",
         "--max-new-tokens",
-        help="The most tokens to generate.",
-        show_default="the model's, else 256",
+        help="The most tokens to generate; -1 fills the context.",
     ),
 ]
 MinNewTokensOption = Annotated[
@@ -247,7 +257,7 @@ MinNewTokensOption = Annotated[
         _LENGTH,
         "--min-new-tokens",
         help="The fewest tokens to generate.",
-        show_default="the model's",
+        show_default="0",
     ),
 ]
 StopOption = Annotated[
@@ -283,7 +293,10 @@ StatsOption = Annotated[
     bool, _option(_OUTPUT, "--stats", help="Tell times and speed on stderr afterwards.")
 ]
 ShowConfigOption = Annotated[
-    bool, _option(_OUTPUT, "--show-config", help="Show what would be used, as JSON, and exit.")
+    bool,
+    _option(
+        _OUTPUT, "--show-config", help="Show the sampling parameters and where they come from."
+    ),
 ]
 ColorOption = Annotated[
     Color, _option(_OUTPUT, "--color", help="Color on stdout.", callback=_set_on_terminal)

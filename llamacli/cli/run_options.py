@@ -50,7 +50,6 @@ class RunOptions:
     min_new_tokens: opt.MinNewTokensOption = None
     stop: opt.StopOption = None
     ignore_eos: opt.IgnoreEosOption = False
-    num_samples: opt.NumSamplesOption = 1
     seed: opt.SeedOption = None
     greedy: opt.GreedyOption = False
     temperature: opt.TemperatureOption = None
@@ -63,6 +62,7 @@ class RunOptions:
     frequency_penalty: opt.FrequencyPenaltyOption = None
     no_repeat_ngram_size: opt.NoRepeatNgramSizeOption = None
     logit_bias: opt.LogitBiasOption = None
+    num_samples: opt.NumSamplesOption = 1
     json: opt.JsonOption = False
     logprobs: opt.LogprobsOption = None
     stats: opt.StatsOption = False
