@@ -127,23 +127,22 @@ class Terminal:
             LocalIOError: stdout cannot be written.
             Interrupted: nobody reads it.
         """
-        self._write(visible(text) if self.stdout_is_tty else text)
-        if text:
-            self._line_is_open = not text.endswith("\n")
+        self._write(text, visible(text) if self.stdout_is_tty else text)
 
     def write_styled(self, text: str, style: str) -> None:
         """Write text to stdout, in color where it is wanted; style "1;32" is bold green."""
         if self.uses_color:
             shown = visible(text) if self.stdout_is_tty else text
-            self._write(f"\x1b[{style}m{shown}\x1b[0m")
-            self._line_is_open = not text.endswith("\n")
+            self._write(text, f"\x1b[{style}m{shown}\x1b[0m")
         else:
             self.write(text)
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: str, shown: str) -> None:
         self._erase_status()
+        if text:  # before it is written: a signal may come as soon as it can be seen
+            self._line_is_open = not text.endswith("\n")
         try:
-            self.stdout.write(text.encode("utf-8", "replace"))
+            self.stdout.write(shown.encode("utf-8", "replace"))
             self.stdout.flush()
         except BrokenPipeError as error:
             raise signals.Interrupted(signal.SIGPIPE) from error
