@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from llamacli.errors import (
     AuthenticationError,
+    CheckpointError,
     LlamacliError,
     LocalIOError,
     NetworkError,
@@ -54,13 +55,17 @@ def resolve(
         AuthenticationError: the repository is gated, or the token is refused.
         NetworkError: the hub cannot be reached, or answers with an error.
         LocalIOError: the cache cannot be written.
-        RequestError: a file; a revision for a folder.
+        CheckpointError: a GGUF file.
+        RequestError: another file; a revision for a folder.
     """
     name = os.path.expanduser(model)
     if os.path.isdir(name):
         if revision is not None:
             raise RequestError(f"{printable(name)} is a folder: it has no revision {revision!r}")
         return Snapshot(Path(name), None)
+    if os.path.isfile(name) and name.endswith(".gguf"):
+        hint = "give the folder or the hub name of the model's safetensors files"
+        raise CheckpointError(f"GGUF is not supported ({printable(name)})", hint=hint)
     if os.path.exists(name):
         raise RequestError(f"{printable(name)} is a file; a model is the folder around it")
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llamacli import hub
-from llamacli.errors import NotFoundError, RequestError
+from llamacli.errors import CheckpointError, NotFoundError, RequestError
 from tests.fake_hub import SHA, FakeHub, fake_hub
 from tests.tiny import write_model
 
@@ -249,3 +249,10 @@ def test_a_name_that_is_neither_a_folder_nor_a_hub_name_is_not_found(name: str) 
     with pytest.raises(NotFoundError, match="there is no folder") as caught:
         hub.resolve(name)
     assert str(caught.value).isprintable()
+
+
+def test_fault_026_a_gguf_file_as_the_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.Q4_0.gguf"
+    path.write_bytes(b"GGUF\x03\0\0\0")
+    with pytest.raises(CheckpointError, match="GGUF is not supported"):
+        hub.resolve(path)
