@@ -488,6 +488,11 @@ def test_fault_014_check_tensors_finds_nan_before_the_first_token(copy: Path) ->
     refused(run(copy, "The", "--check-tensors"), "model.embed_tokens.weight", "not finite", code=3)
 
 
+def test_a_name_that_is_no_model_is_not_found(tmp_path: Path) -> None:
+    for name in ("", tmp_path / "absent"):
+        refused(here("run", "-m", name, "--offline", "hello"), "there is no folder", code=6)
+
+
 def test_offline_a_model_that_is_not_cached_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the network was asked")

@@ -94,9 +94,8 @@ def open_folder(terminal: Terminal, options: RunOptions) -> "ModelFolder":
     if options.model is None:
         terminal.note("using the small demo model; -m MODEL names another")
     terminal.status("reading the model …")
-    snapshot = hub.resolve(
-        options.model or DEMO_FOLDER, revision=options.revision, offline=options.offline
-    )
+    model = DEMO_FOLDER if options.model is None else options.model
+    snapshot = hub.resolve(model, revision=options.revision, offline=options.offline)
     return ModelFolder.open(snapshot)
 
 
@@ -169,7 +168,7 @@ def describe(
 
     weight = model.lm_head.weight
     return RunFacts(
-        model=options.model or "demo",
+        model="demo" if options.model is None else options.model,
         revision=folder.revision,
         device=str(weight.device),
         dtype=str(weight.dtype).removeprefix("torch."),
