@@ -20,6 +20,7 @@ from llamacli.tokenizer_fast import load_tokenizer
 from tests.probe import environment
 from tests.tiny import SIZES, write_tokenizer
 
+TALE = ["▁moon", "▁sees", "▁river", ".", "▁T", "he", "▁bird", "▁follows", "▁sun"]
 PROGRAM = [sys.executable, "-m", "llamacli"]
 
 
@@ -55,6 +56,37 @@ def here(*args: object, stdin: bytes = b"", tty: Sequence[str] = (), **variables
     )
     code = run_command_line([str(arg) for arg in args], Terminal(source, out, err, variables))
     return Done(code, out.getvalue(), err.getvalue().decode())
+
+
+def run(model: Path, *args: object, stdin: bytes = b"") -> Done:
+    """Run `llamacli run` here."""
+    return here("run", "-m", model, *args, stdin=stdin)
+
+
+def greedy(model: Path, *args: object, stdin: bytes = b"") -> bytes:
+    done = run(model, "--greedy", "-n", 12, *args, stdin=stdin)
+    assert (done.code, done.err) == (0, "")
+    return done.out
+
+
+def record(model: Path, *args: object, stdin: bytes = b"") -> dict[str, Any]:
+    (found,) = run(model, "--json", *args, stdin=stdin).records
+    return found
+
+
+def prompt_length(model: Path, *args: object, stdin: bytes = b"") -> int:
+    found = record(model, "-n", 1, *args, stdin=stdin)
+    return int(found["usage"]["prompt_tokens"])
+
+
+def refused(done: Done, *words: str, code: int = 2) -> None:
+    """One line of error with these words, at most one hint, and no output."""
+    assert (done.code, done.out) == (code, b"")
+    lines = done.err.splitlines()
+    assert lines[0].startswith("llamacli: error: ")
+    assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("hint: "))
+    for word in words:
+        assert word in done.err
 
 
 def start(*args: object, **settings: Any) -> subprocess.Popen[bytes]:

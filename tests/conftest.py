@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,29 @@ def llama2_tokenizer_file() -> Path:
     if not path.exists():
         pytest.skip("no ../shared/data here")
     return path
+
+
+@pytest.fixture(scope="session")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model: its text is noise, and depends on every token of the prompt."""
+    from tests.tiny import write_model
+
+    folder = tmp_path_factory.mktemp("models") / "noise"
+    write_model(folder, max_position_embeddings=128)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that always says " moon sees river. The bird follows sun" and ends."""
+    from tests.command_line import TALE, write_chain
+
+    folder = tmp_path_factory.mktemp("models") / "tale"
+    write_chain(folder, TALE)
+    return folder
+
+
+@pytest.fixture
+def changed(tale: Path, tmp_path: Path) -> Path:
+    """The tale, for a test that changes its files."""
+    return Path(shutil.copytree(tale, tmp_path / "changed"))

@@ -9,18 +9,9 @@ from typing import Any
 import pytest
 
 from tests.command_line import Done, here, write_chain
-from tests.tiny import write_model
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 PROMPTS = ["The sun", "The moon finds the river", "a", "The bird. The stone", "light winter"]
-
-
-@pytest.fixture(scope="module")
-def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model: its text is noise, and depends on every token of the prompt."""
-    folder = tmp_path_factory.mktemp("models") / "noise"
-    write_model(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +107,8 @@ def test_an_empty_record_is_named(noise: Path) -> None:
 
 
 def test_a_long_prompt_among_many_is_named(noise: Path) -> None:
-    stdin = b"a\n" + b"sun " * 99 + b"\n"
-    refused(run(noise, "--lines", stdin=stdin), "line 2 of stdin: the prompt has", "context 64")
+    stdin = b"a\n" + b"sun " * 200 + b"\n"
+    refused(run(noise, "--lines", stdin=stdin), "line 2 of stdin: the prompt has", "context 128")
     cut = run(noise, "--lines", "--truncate", "right", "-n", 1, stdin=stdin)
     assert cut.code == 0
     assert cut.err.startswith("llamacli: note: line 2 of stdin is cut from")
