@@ -74,9 +74,17 @@ class PreTrainedModel(nn.Module):
             LlamacliError: see `hub.resolve`, `LlamaConfig`, `checkpoint.open_checkpoint`.
         """
         folder = hub.resolve(model, revision=revision).path
-        return load_model(
-            cls, folder, dtype=dtype, device=device, attn_implementation=attn_implementation
+        config = read_config(folder)
+        loaded = load_model(
+            cls,
+            config,
+            open_weights(folder, config),
+            dtype=dtype,
+            device=device,
+            attn_implementation=attn_implementation,
         )
+        loaded.generation_config = GenerationConfig.from_folder(folder)
+        return loaded
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, max_shard_bytes: int = MAX_SHARD_BYTES
@@ -102,31 +110,39 @@ class PreTrainedModel(nn.Module):
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
+def open_weights(folder: Path, config: LlamaConfig) -> Checkpoint:
+    """The weights of a folder, not yet read.
+
+    Raises:
+        CheckpointError: another tool quantized them.
+        LlamacliError: as `open_checkpoint`.
+    """
+    refuse_foreign_quantization(config.quantization_config)
+    return open_checkpoint(folder)
+
+
 def load_model(
     cls: type[ModelT],
-    folder: Path,
+    config: LlamaConfig,
+    opened: Checkpoint,
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     attn_implementation: str = "sdpa",
     progress: Callable[[int, int], object] | None = None,
 ) -> ModelT:
-    """Read config.json and the weights of a folder; arguments as `from_pretrained`.
+    """Read the weights into a new model, in evaluation mode; options as `from_pretrained`.
 
     Config and tensor headers are checked against each other before anything is allocated.
     `progress` is called with the bytes read so far and in all, after each tensor.
     """
-    config = read_config(folder)
-    refuse_foreign_quantization(config.quantization_config)
     target = choose_device(device)
-    opened = open_checkpoint(folder)
     with torch.device("meta"), _WithoutInit():
         model = cls(config, attn_implementation=attn_implementation)
     opened = _named_for(model, opened)
     stored = next(iter(opened.tensors.values())).dtype
     chosen = choose_dtype(dtype, stored, target)
     load_into(model, opened, dtype=chosen, device=target, progress=progress)
-    model.generation_config = GenerationConfig.from_folder(folder)
     return model.eval()
 
 

@@ -11,19 +11,15 @@ if TYPE_CHECKING:
 
 
 class _NoteHandler(logging.Handler):
-    """Shows each warning of the `llamacli` loggers as one note, and no note twice."""
+    """Shows each warning of the `llamacli` loggers as one note."""
 
     def __init__(self, terminal: "Terminal") -> None:
         super().__init__(logging.WARNING)
-        self.terminal = terminal
-        self._shown: set[str] = set()
+        self._terminal = terminal
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
-        text = record.getMessage()
-        if text not in self._shown:
-            self._shown.add(text)
-            self.terminal.note(text)
+        self._terminal.note(record.getMessage())
 
 
 def listen(terminal: "Terminal") -> None:
@@ -31,9 +27,7 @@ def listen(terminal: "Terminal") -> None:
 
     To be called before they are imported: some read the environment at that time.
     """
-    logger = logging.getLogger("llamacli")
-    if getattr(next(iter(logger.handlers), None), "terminal", None) is not terminal:
-        logger.handlers = [_NoteHandler(terminal)]
+    logging.getLogger("llamacli").handlers = [_NoteHandler(terminal)]
     if terminal.debug:
         return
     logging.lastResort = logging.NullHandler()  # would print warnings that no handler takes

@@ -135,21 +135,22 @@ def load_weights(
     with terminal.importing():
         import torch
 
-        from llamacli.checkpoint import open_checkpoint
-        from llamacli.loading import load_model
+        from llamacli.loading import load_model, open_weights
         from llamacli.model import LlamaForCausalLM
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    weights = open_weights(folder.path, folder.config)
     if options.check_tensors:
         terminal.status("checking the weights …")
-        open_checkpoint(folder.path).check_finite()
+        weights.check_finite()
 
     def show_progress(done: int, total: int) -> None:
         terminal.status(f"loading the weights: {done / 1e9:.1f} of {total / 1e9:.1f} GB …")
 
     model = load_model(
         LlamaForCausalLM,
-        folder.path,
+        folder.config,
+        weights,
         dtype=options.dtype.value,
         device=options.device,
         attn_implementation=options.attn_implementation.value,
