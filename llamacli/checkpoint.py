@@ -22,14 +22,13 @@ from llamacli.checkpoint_index import (
     INDEX_FILE,
     SINGLE_FILE,
     check_shard,
-    first_five,
     index_text,
     is_sharded,
     read_index,
     split_into_shards,
     weight_files,
 )
-from llamacli.errors import CheckpointError, LocalIOError, printable
+from llamacli.errors import CheckpointError, LocalIOError, first_five, printable
 from llamacli.weight_file import TensorInfo, WeightFile
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from llamacli.errors import (
     LlamacliError,
     LocalIOError,
     NotFoundError,
+    first_five,
     printable,
 )
 from llamacli.json_files import read_json_object
@@ -96,13 +97,6 @@ def check_shard(shard: str, held: Set[str], promised: Set[str]) -> None:
         raise CheckpointError(f"{shard} lacks what the index promises: {first_five(absent)}")
     if extra := held - promised:
         raise CheckpointError(f"{shard} holds what the index puts elsewhere: {first_five(extra)}")
-
-
-def first_five(items: Iterable[str]) -> str:
-    """Names from files, short enough for a message."""
-    shown = [printable(item) for item in items]
-    rest = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
-    return ", ".join(shown[:5]) + rest
 
 
 # ----------------------------------------------------------------------------------------------

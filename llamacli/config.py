@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from llamacli.errors import ConfigError, printable
+from llamacli.errors import ConfigError, first_five, printable
 from llamacli.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
@@ -134,9 +134,7 @@ class RopeScaling:
 
 def _report_unknown(where: str, keys: set[str]) -> None:
     if keys:
-        shown = ", ".join(printable(key) for key in sorted(keys)[:5])
-        more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-        logger.warning("%s: unknown keys are ignored: %s%s", where, shown, more)
+        logger.warning("%s: unknown keys are ignored: %s", where, first_five(sorted(keys)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ A message is one line that says what, where, expected and got. A hint is a comma
 The command line alone turns a class into an exit code.
 """
 
+from collections.abc import Iterable
+
 _PRINTABLE_LIMIT = 120
 
 
@@ -76,3 +78,10 @@ def printable(text: object) -> str:
     """Text from a file, safe to show: control characters escaped, long text cut."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
     return shown if len(shown) <= _PRINTABLE_LIMIT else shown[: _PRINTABLE_LIMIT - 1] + "…"
+
+
+def first_five(items: Iterable[str]) -> str:
+    """Names from files, short enough for a message."""
+    shown = [printable(item) for item in items]
+    rest = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+    return ", ".join(shown[:5]) + rest
