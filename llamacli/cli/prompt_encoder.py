@@ -48,7 +48,7 @@ class PromptEncoder:
         if request.messages is None:
             return truncate(ids, context, max_new_tokens, self.side)
         limit = prompt_limit(context, max_new_tokens)
-        return self._cut_message(request, request.messages, limit, self.side)
+        return self._cut_message(request, request.messages, ids, limit, self.side)
 
     def _check_room(self, context: int, length: int) -> None:
         try:
@@ -58,12 +58,17 @@ class PromptEncoder:
             raise RequestError(str(problem), hint=hint) from None
 
     def _cut_message(
-        self, request: GenerationRequest, messages: Sequence[Message], limit: int, side: Side
+        self,
+        request: GenerationRequest,
+        messages: Sequence[Message],
+        ids: list[int],
+        limit: int,
+        side: Side,
     ) -> list[int]:
         tokenizer = self.folder.tokenizer
         contents = [tokenizer.encode_segments([message["content"]]) for message in messages]
         longest = max(range(len(contents)), key=lambda index: len(contents[index]))
-        keep, [ids] = len(contents[longest]), self.encode(request)
+        keep = len(contents[longest])
         while len(ids) > limit:  # at times a cut text has more tokens than are left of it
             keep -= len(ids) - limit
             if keep < 1:
