@@ -137,17 +137,6 @@ def encode_prompts(
     return [_with_bos_once(segments(request), tokenizer) for request in requests]
 
 
-def encode_prompt(
-    request: GenerationRequest,
-    tokenizer: Tokenizer,
-    template: str | None,
-    *,
-    parse_special: bool = False,
-) -> list[int]:
-    """The ids of one request's prompt; see `encode_prompts`."""
-    return encode_prompts([request], tokenizer, template, parse_special=parse_special)[0]
-
-
 def _with_bos_once(segments: Sequence[str | int], tokenizer: Tokenizer) -> list[int]:
     ids = tokenizer.encode_segments(segments)
     if ids[:2] == [tokenizer.bos_token_id] * 2:
@@ -203,27 +192,6 @@ def render_chats(
                 segment.translate(originals) if isinstance(segment, str) else segment
                 for segment in tokenizer.split(text)
             ]
-
-
-def render_chat(
-    messages: Sequence[Message],
-    tokenizer: Tokenizer,
-    *,
-    template: str,
-    prefill: str = "",
-    add_generation_prompt: bool = True,
-    date_string: str | None = None,
-) -> list[str | int]:
-    """Segments of one chat; see `render_chats`."""
-    rendered = render_chats(
-        [messages],
-        tokenizer,
-        template=template,
-        prefills=[prefill],
-        add_generation_prompt=add_generation_prompt,
-        date_string=date_string,
-    )
-    return next(rendered)
 
 
 def _checked(messages: Sequence[Message]) -> list[dict[str, object]]:

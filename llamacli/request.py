@@ -142,7 +142,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One prompt as the user gave it, and how to continue it.
+    """One prompt as the user gave it.
 
     Exactly one of `prompt` (continued as it is) and `messages` (rendered by the chat template)
     is given. `prefill` starts the assistant's answer to the messages.
@@ -154,7 +154,6 @@ class GenerationRequest:
     prompt: str | None = None
     messages: Sequence[Message] | None = None
     prefill: str = ""
-    sampling: SamplingParams = field(default_factory=SamplingParams)
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):

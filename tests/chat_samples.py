@@ -6,6 +6,9 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from llamacli.prompts import encode_prompts, render_chats
+from llamacli.request import GenerationRequest, Message
+from llamacli.tokenizer import Tokenizer
 from llamacli.tokenizer_added import AddedToken
 from llamacli.tokenizer_config import TokenizerConfig
 from llamacli.tokenizer_sentencepiece import LlamaTokenizer
@@ -132,3 +135,17 @@ def reference(template: str, messages: Any, *, add_generation_prompt: bool = Tru
 def chat(*contents: str) -> list[Any]:
     roles = ("user", "assistant")
     return [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+def render_chat(
+    messages: Sequence[Message], tokenizer: Tokenizer, *, prefill: str = "", **settings: Any
+) -> list[str | int]:
+    """Segments of one chat."""
+    return next(render_chats([messages], tokenizer, prefills=[prefill], **settings))
+
+
+def encode_prompt(
+    request: GenerationRequest, tokenizer: Tokenizer, template: str | None, **settings: Any
+) -> list[int]:
+    """The ids of one prompt."""
+    return encode_prompts([request], tokenizer, template, **settings)[0]

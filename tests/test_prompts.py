@@ -14,13 +14,21 @@ from llamacli.prompts import (
     LLAMA3_TEMPLATE,
     choose_template,
     default_template,
-    encode_prompt,
-    render_chat,
     render_chats,
 )
 from llamacli.request import GenerationRequest
 from llamacli.tokenizer_sentencepiece import LlamaTokenizer
-from tests.chat_samples import HELLO, LONG, TEMPLATES, build, chat, reference, text_of
+from tests.chat_samples import (
+    HELLO,
+    LONG,
+    TEMPLATES,
+    build,
+    chat,
+    encode_prompt,
+    reference,
+    render_chat,
+    text_of,
+)
 from tests.tokenizer_samples import sentencepiece_model
 
 

@@ -12,11 +12,21 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from llamacli.errors import TemplateError
-from llamacli.prompts import LLAMA3_TEMPLATE, encode_prompt, render_chat
+from llamacli.prompts import LLAMA3_TEMPLATE
 from llamacli.request import GenerationRequest
 from llamacli.template_worker import Marker
 from llamacli.tokenizer_sentencepiece import LlamaTokenizer
-from tests.chat_samples import HELLO, TEMPLATES, build, chat, reference, text_of, tokens_of
+from tests.chat_samples import (
+    HELLO,
+    TEMPLATES,
+    build,
+    chat,
+    encode_prompt,
+    reference,
+    render_chat,
+    text_of,
+    tokens_of,
+)
 from tests.tokenizer_samples import sentencepiece_model
 
 
@@ -188,11 +198,12 @@ def group_exists(group: int) -> bool:
 def test_fault_050_the_renderer_ends_with_its_parent(tmp_path: Path, signum: int) -> None:
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model())
     program = (
-        "from llamacli.prompts import render_chat\n"
+        "from llamacli.prompts import render_chats\n"
         "from llamacli.tokenizer_sentencepiece import LlamaTokenizer\n"
         "tokenizer = LlamaTokenizer('tokenizer.model')\n"
         "print(flush=True)\n"
-        f"render_chat([dict(role='', content='')], tokenizer, template={EXHAUSTING['loops'][0]!r})"
+        f"chats = [[dict(role='', content='')]]\n"
+        f"next(render_chats(chats, tokenizer, template={EXHAUSTING['loops'][0]!r}))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program],
