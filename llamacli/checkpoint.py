@@ -5,17 +5,13 @@ Where both are present the single file counts, as in transformers.
 """
 
 import logging
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from llamacli.atomic import atomic_write_all
 from llamacli.checkpoint_index import (
@@ -28,29 +24,27 @@ from llamacli.checkpoint_index import (
     split_into_shards,
     weight_files,
 )
-from llamacli.errors import CheckpointError, LocalIOError, first_five, printable
+from llamacli.errors import CheckpointError, LocalIOError, printable
+from llamacli.quantization import Int4Weight, Int8Weight, QuantizedWeight
+from llamacli.torchao_format import PARTS, WeightInfo, fold_parts
 from llamacli.weight_file import TensorInfo, WeightFile
 
 logger = logging.getLogger(__name__)
 
 MAX_SHARD_BYTES = 5_000_000_000
-READING_THREADS = min(4, os.cpu_count() or 1)
 
-# Rotary frequencies that old converters stored; they follow from the config.
-_REDUNDANT = re.compile(r"(.+\.)?rotary_emb\.inv_freq|rope\.freqs")
+Weight = Tensor | QuantizedWeight
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors that may be read, from files that stay open as long as this object lives.
+    """Weights that may be read, from files that stay open as long as this object lives.
 
     Attributes:
         tensors: name → shape, dtype and place, in the order of the files.
-        metadata: of the first file's header.
     """
 
-    tensors: Mapping[str, TensorInfo]
-    metadata: Mapping[str, str]
+    tensors: Mapping[str, WeightInfo]
     files: Mapping[str, WeightFile]
 
     @property
@@ -58,13 +52,28 @@ class Checkpoint:
         """Size of all tensors."""
         return sum(info.nbytes for info in self.tensors.values())
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU; errors as `WeightFile.read`."""
+    def read(self, name: str) -> Weight:
+        """One weight, on the CPU.
+
+        Raises:
+            CheckpointError: int8 zero points other than 0.
+            CheckpointError, LocalIOError, ResourceError: as `WeightFile.read`.
+        """
         info = self.tensors[name]
+        if isinstance(info, TensorInfo):
+            return self._read(info)
+        qdata, scale, zero_point = (self._read(info.parts[part]) for part in PARTS)
+        if info.scheme.bits == 4:
+            return Int4Weight(qdata, scale, zero_point)
+        if zero_point.any():
+            raise CheckpointError(f"{name}: zero points of int8 weights must be 0")
+        return Int8Weight(qdata, scale)
+
+    def _read(self, info: TensorInfo) -> Tensor:
         return self.files[info.shard].read(info)
 
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Read one tensor after the other; only the one at hand is kept in memory."""
+    def __iter__(self) -> Iterator[tuple[str, Weight]]:
+        """Read one weight after the other; only the one at hand is kept in memory."""
         return ((name, self.read(name)) for name in self.tensors)
 
     def check_finite(self) -> None:
@@ -73,12 +82,16 @@ class Checkpoint:
         Raises:
             CheckpointError: one is NaN or infinite.
         """
-        for name, tensor in self:
-            if tensor.is_floating_point():
-                low, high = tensor.aminmax()  # NaN wins, and no copy is made
-                if not (low.isfinite() and high.isfinite()):
-                    where = self.tensors[name].shard
-                    raise CheckpointError(f"{where}: {name} holds values that are not finite")
+        for name, info in self.tensors.items():
+            for part in [info] if isinstance(info, TensorInfo) else info.parts.values():
+                if part.dtype.is_floating_point and not is_finite(self._read(part)):
+                    raise CheckpointError(f"{part.shard}: {name} holds values that are not finite")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    low, high = tensor.aminmax()  # NaN wins, and no copy is made
+    return bool(low.isfinite() and high.isfinite())
 
 
 # ----------------------------------------------------------------------------------------------
@@ -98,7 +111,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         return _open_shards(folder)
     file = WeightFile(folder / SINGLE_FILE)
     tensors, metadata = file.header()
-    return Checkpoint(tensors, metadata, {SINGLE_FILE: file})
+    return Checkpoint(fold_parts(tensors, metadata), {SINGLE_FILE: file})
 
 
 def _open_shards(folder: Path) -> Checkpoint:
@@ -114,7 +127,8 @@ def _open_shards(folder: Path) -> Checkpoint:
     tensors = {name: info for shard, _ in headers.values() for name, info in shard.items()}
     for shard, (held, _) in headers.items():
         check_shard(shard, held.keys(), {name for name in weight_map if weight_map[name] == shard})
-    checkpoint = Checkpoint(tensors, headers[min(files)][1], files)
+    metadata = {key: value for _, found in headers.values() for key, value in found.items()}
+    checkpoint = Checkpoint(fold_parts(tensors, metadata), files)
     if total_bytes not in (None, checkpoint.total_bytes):
         logger.warning(
             "%s says %s bytes, the shards hold %s",
@@ -123,105 +137,6 @@ def _open_shards(folder: Path) -> Checkpoint:
             checkpoint.total_bytes,
         )
     return checkpoint
-
-
-def refuse_foreign_quantization(quantization_config: Mapping[str, object] | None) -> None:
-    """Refuse weights that another tool quantized, before they are taken for plain ones.
-
-    Raises:
-        CheckpointError: config.json has a quantization_config.
-    """
-    if quantization_config is not None:
-        method = printable(quantization_config.get("quant_method", "an unnamed method"))
-        raise CheckpointError(
-            f"weights quantized by {method} cannot be read",
-            hint="use the model that was not quantized",
-        )
-
-
-# ----------------------------------------------------------------------------------------------
-# Load
-
-
-def load_into(
-    module: nn.Module,
-    checkpoint: Checkpoint,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    progress: Callable[[int, int], object] | None = None,
-) -> None:
-    """Give every parameter of a module its tensor; the module is unchanged if that fails.
-
-    The memory needed is that of the parameters, plus one tensor per reading thread.
-
-    Args:
-        module: on the meta device, with the names of the checkpoint. Parameters that it shares,
-            as tied embeddings, need one of their names in the checkpoint.
-        checkpoint: the tensors.
-        dtype: of the parameters; None keeps that of the file.
-        device: of the parameters.
-        progress: called with the bytes read so far and in all, after each tensor.
-
-    Raises:
-        CheckpointError: tensors are missing or have another shape than the module; found before
-            memory is allocated.
-        CheckpointError, LocalIOError, ResourceError: as `WeightFile.read`.
-    """
-    sources = _sources(module, checkpoint)
-    names = set(sources.values())
-
-    def read(name: str) -> Tensor:
-        return checkpoint.read(name).to(device=device, dtype=dtype)
-
-    in_file_order = [name for name in checkpoint.tensors if name in names]
-    total = sum(checkpoint.tensors[name].nbytes for name in in_file_order)
-    tensors: dict[str, Tensor] = {}
-    done = 0
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        for name, tensor in zip(in_file_order, pool.map(read, in_file_order), strict=True):
-            tensors[name] = tensor
-            done += checkpoint.tensors[name].nbytes
-            if progress is not None:
-                progress(done, total)
-    loaded = {
-        parameter: nn.Parameter(tensors[name], requires_grad=parameter.requires_grad)
-        for parameter, name in sources.items()
-    }
-    for name, parameter in list(module.named_parameters(remove_duplicate=False)):
-        owner, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(owner), attribute, loaded[parameter])
-
-
-def _sources(module: nn.Module, checkpoint: Checkpoint) -> dict[nn.Parameter, str]:
-    """The tensor of each parameter, the first of its names that the checkpoint has."""
-    names = dict(module.named_parameters(remove_duplicate=False))
-    sources: dict[nn.Parameter, str] = {}
-    for name, parameter in names.items():
-        if name in checkpoint.tensors:
-            sources.setdefault(parameter, name)
-    missing = [name for name, parameter in module.named_parameters() if parameter not in sources]
-    if missing:
-        tied = "if the embeddings are tied, config.json must say so: tie_word_embeddings"
-        hint = tied if missing == ["lm_head.weight"] else None
-        raise CheckpointError(f"the weights lack {first_five(missing)}", hint=hint)
-    misfits = [
-        f"{name} (file has {_described(info)}, config wants {_described(parameter)})"
-        for parameter, name in sources.items()
-        if _described(info := checkpoint.tensors[name]) != _described(parameter)
-    ]
-    if misfits:
-        raise CheckpointError(f"the weights do not fit the config: {first_five(misfits)}")
-    strays = [name for name in checkpoint.tensors if name not in names]
-    if strays := [name for name in strays if not _REDUNDANT.fullmatch(name)]:
-        logger.warning("tensors that the model has no use for: %s", first_five(strays))
-    return sources
-
-
-def _described(tensor: TensorInfo | Tensor) -> str:
-    """The shape, and the dtype only where it is no floating-point one: the rest is cast."""
-    shape = str(tuple(tensor.shape))
-    return shape if tensor.dtype.is_floating_point else f"{shape} of {tensor.dtype}"
 
 
 # ----------------------------------------------------------------------------------------------

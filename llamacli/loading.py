@@ -17,15 +17,15 @@ from llamacli.atomic import atomic_write_all
 from llamacli.checkpoint import (
     MAX_SHARD_BYTES,
     Checkpoint,
-    load_into,
     open_checkpoint,
-    refuse_foreign_quantization,
     save_state_dict,
 )
 from llamacli.config import DTYPES, LlamaConfig
 from llamacli.errors import RequestError, ResourceError, printable
 from llamacli.generation_config import GenerationConfig
+from llamacli.load_into import load_into
 from llamacli.model_folder import read_config
+from llamacli.torchao_format import check_quantization_config
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +114,10 @@ def open_weights(folder: Path, config: LlamaConfig) -> Checkpoint:
     """The weights of a folder, not yet read.
 
     Raises:
-        CheckpointError: another tool quantized them.
+        CheckpointError: they are quantized in a way that cannot be read.
         LlamacliError: as `open_checkpoint`.
     """
-    refuse_foreign_quantization(config.quantization_config)
+    check_quantization_config(config.quantization_config)
     return open_checkpoint(folder)
 
 

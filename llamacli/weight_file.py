@@ -58,6 +58,12 @@ class TensorInfo:
         """Size in bytes, on disk and in memory."""
         return prod(self.shape) * self.dtype.itemsize
 
+    def rows(self, start: int, stop: int) -> "TensorInfo":
+        """A part of the tensor along its first dimension, as a tensor of its own."""
+        row_bytes = self.nbytes // self.shape[0]
+        shape = (min(stop, self.shape[0]) - start, *self.shape[1:])
+        return TensorInfo(shape, self.dtype, self.shard, self.offset + start * row_bytes)
+
 
 class WeightFile:
     """A regular file, opened once: what is read stays that file, whatever becomes of its name.

@@ -22,8 +22,9 @@ ROWS = [
     tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken stream_decoder prompts
     template_worker logit_bias hub model_folder""",
     # tensors
-    "cache sampling weight_file checkpoint_index checkpoint",
-    "generation",
+    """cache sampling quantization quantized_linear weight_file torchao_format checkpoint_index
+    checkpoint load_into""",
+    "generation evaluation",
     "loading",
     "model",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM as Reference
 
-from llamacli.checkpoint import load_into, open_checkpoint, save_state_dict
+from llamacli.checkpoint import open_checkpoint, save_state_dict
 from llamacli.config import LlamaConfig
 from llamacli.errors import LocalIOError
+from llamacli.load_into import load_into
 from llamacli.model import LlamaForCausalLM
 from tests import attacks
 from tests.tiny import SIZES, random_ids, reference
@@ -30,7 +31,6 @@ def test_headers_tell_everything_but_the_values(tmp_path: Path) -> None:
     assert (a.shape, a.dtype, a.shard, a.nbytes) == ((2, 3), torch.float32, MODEL, 24)
     assert (b.shape, b.dtype, b.shard, b.nbytes) == ((), torch.int64, MODEL, 8)
     assert checkpoint.total_bytes == 32
-    assert checkpoint.metadata == {"format": "pt"}
     assert checkpoint.read("b") == 5
 
 

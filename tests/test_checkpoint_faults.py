@@ -14,11 +14,7 @@ import torch
 from hypothesis import given, strategies as st
 from safetensors.torch import load_file, save_file
 
-from llamacli.checkpoint import (
-    open_checkpoint,
-    refuse_foreign_quantization,
-    save_state_dict,
-)
+from llamacli.checkpoint import open_checkpoint, save_state_dict
 from llamacli.errors import CheckpointError, LlamacliError, LocalIOError, NotFoundError
 from tests import attacks
 
@@ -162,18 +158,6 @@ def test_fault_026_a_gguf_file_is_refused(tmp_path: Path) -> None:
     for model in (path, tmp_path):
         with pytest.raises(CheckpointError, match="GGUF is not supported"):
             open_checkpoint(model)
-
-
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "torchao"])
-def test_fault_027_foreign_quantization_is_refused_by_name(method: str) -> None:
-    with pytest.raises(CheckpointError, match=f"quantized by {method} cannot be read"):
-        refuse_foreign_quantization({"quant_method": method, "bits": 4})
-
-
-def test_fault_027_no_quantization_is_fine_and_an_unnamed_one_is_not() -> None:
-    refuse_foreign_quantization(None)
-    with pytest.raises(CheckpointError, match="an unnamed method"):
-        refuse_foreign_quantization({})
 
 
 # ----------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from hypothesis import given, strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llamacli.checkpoint import load_into, open_checkpoint, save_state_dict
+from llamacli.checkpoint import open_checkpoint, save_state_dict
 from llamacli.config import LlamaConfig
 from llamacli.errors import CheckpointError, ResourceError
+from llamacli.load_into import load_into
 from llamacli.model import LlamaForCausalLM
 from tests import attacks
 from tests.tiny import SIZES

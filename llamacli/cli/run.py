@@ -167,7 +167,7 @@ def describe(
     """What all results share."""
     from llamacli.cli.results import RunFacts
 
-    weight = model.lm_head.weight
+    weight = model.model.norm.weight  # never quantized
     return RunFacts(
         model="demo" if options.model is None else options.model,
         revision=folder.revision,

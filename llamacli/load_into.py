@@ -1,0 +1,154 @@
+"""The weights of a checkpoint become those of a module, or nothing changes."""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from llamacli.checkpoint import Checkpoint, Weight
+from llamacli.errors import CheckpointError, first_five
+from llamacli.quantization import Scheme, quantize
+from llamacli.quantized_linear import quantized_linear
+from llamacli.torchao_format import QuantizedInfo, WeightInfo
+
+logger = logging.getLogger(__name__)
+
+READING_THREADS = min(4, os.cpu_count() or 1)
+
+# Rotary frequencies that old converters stored; they follow from the config.
+_REDUNDANT = re.compile(r"(.+\.)?rotary_emb\.inv_freq|rope\.freqs")
+
+
+def load_into(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    schemes: Mapping[str, Scheme] = MappingProxyType({}),
+    progress: Callable[[int, int], object] | None = None,
+) -> None:
+    """Give every parameter of a module its weight; the module is unchanged if that fails.
+
+    A linear layer whose weight is quantized is replaced by one that computes with it. The memory
+    needed is that of the weights, plus one per reading thread.
+
+    Args:
+        module: on the meta device, with the names of the checkpoint. Parameters that it shares,
+            as tied embeddings, need one of their names in the checkpoint.
+        checkpoint: the weights.
+        dtype: of the parameters; None keeps that of the file.
+        device: of the parameters.
+        schemes: name → how a weight that is not quantized becomes so.
+        progress: called with the bytes read so far and in all, after each weight.
+
+    Raises:
+        CheckpointError: weights are missing, have another shape than the module, or are quantized
+            and not those of a linear layer; found before memory is allocated.
+        CheckpointError, LocalIOError, ResourceError: as `Checkpoint.read`.
+    """
+    sources = _sources(module, checkpoint, schemes)
+
+    def read(name: str) -> Weight:
+        weight = checkpoint.read(name)
+        if not isinstance(weight, Tensor):
+            return weight.to(device)
+        weight = weight.to(device=device, dtype=dtype)
+        return quantize(weight, schemes[name]) if name in schemes else weight
+
+    names = set(sources.values())
+    sizes = {name: info.nbytes for name, info in checkpoint.tensors.items() if name in names}
+    weights = _read_all(read, sizes, progress)
+    _place(module, {parameter: weights[name] for parameter, name in sources.items()})
+
+
+def _read_all(
+    read: Callable[[str], Weight],
+    sizes: Mapping[str, int],
+    progress: Callable[[int, int], object] | None,
+) -> dict[str, Weight]:
+    """The weights of these names, read in this order by several threads."""
+    weights: dict[str, Weight] = {}
+    done, total = 0, sum(sizes.values())
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        results = pool.map(read, sizes)
+        # Closed early, by an exception, it cancels what has not begun.
+        with closing(results):  # type: ignore[type-var]
+            for (name, size), weight in zip(sizes.items(), results, strict=True):
+                weights[name] = weight
+                done += size
+                if progress is not None:
+                    progress(done, total)
+    return weights
+
+
+def _place(module: nn.Module, weights: Mapping[nn.Parameter, Weight]) -> None:
+    tensors = {
+        parameter: nn.Parameter(weight, requires_grad=parameter.requires_grad)
+        for parameter, weight in weights.items()
+        if isinstance(weight, Tensor)
+    }
+    for name, parameter in list(module.named_parameters(remove_duplicate=False)):
+        path, _, attribute = name.rpartition(".")
+        owner, weight = module.get_submodule(path), weights[parameter]
+        if isinstance(weight, Tensor):
+            setattr(owner, attribute, tensors[parameter])
+        else:
+            module.set_submodule(path, quantized_linear(weight, owner.bias))  # type: ignore[arg-type]
+
+
+def _sources(
+    module: nn.Module, checkpoint: Checkpoint, schemes: Mapping[str, Scheme]
+) -> dict[nn.Parameter, str]:
+    """The stored weight of each parameter, the first of its names that the checkpoint has."""
+    names = dict(module.named_parameters(remove_duplicate=False))
+    sources: dict[nn.Parameter, str] = {}
+    for name, parameter in names.items():
+        if name in checkpoint.tensors:
+            sources.setdefault(parameter, name)
+    missing = [name for name, parameter in module.named_parameters() if parameter not in sources]
+    if missing:
+        tied = "if the embeddings are tied, config.json must say so: tie_word_embeddings"
+        hint = tied if missing == ["lm_head.weight"] else None
+        raise CheckpointError(f"the weights lack {first_five(missing)}", hint=hint)
+    misfits = [
+        f"{name} (file has {_described(info)}, config wants {_described(parameter)})"
+        for parameter, name in sources.items()
+        if _described(info := checkpoint.tensors[name]) != _described(parameter)
+    ]
+    if misfits:
+        raise CheckpointError(f"the weights do not fit the config: {first_five(misfits)}")
+    _check_quantized(module, checkpoint, sources, schemes)
+    strays = [name for name in checkpoint.tensors if name not in names]
+    if strays := [name for name in strays if not _REDUNDANT.fullmatch(name)]:
+        logger.warning("tensors that the model has no use for: %s", first_five(strays))
+    return sources
+
+
+def _check_quantized(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    sources: Mapping[nn.Parameter, str],
+    schemes: Mapping[str, Scheme],
+) -> None:
+    """Only linear layers can compute with a quantized weight, and no weight is quantized twice."""
+    stored = {name for name, info in checkpoint.tensors.items() if isinstance(info, QuantizedInfo)}
+    if twice := stored & schemes.keys():
+        raise CheckpointError(f"already quantized: {first_five(twice)}")
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        owner = module.get_submodule(name.rpartition(".")[0])
+        if sources[parameter] in stored | schemes.keys() and not isinstance(owner, nn.Linear):
+            message = f"{name} is quantized, and is not the weight of a linear layer"
+            raise CheckpointError(message, hint="use the model that was not quantized")
+
+
+def _described(tensor: WeightInfo | Tensor) -> str:
+    """The shape, and the dtype only where it is no floating-point one: the rest is cast."""
+    shape = str(tuple(tensor.shape))
+    return shape if tensor.dtype.is_floating_point else f"{shape} of {tensor.dtype}"
