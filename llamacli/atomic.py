@@ -45,13 +45,13 @@ def atomic_write_all(
         yield temporaries
         for temporary, mode in zip(temporaries, modes, strict=True):
             temporary.chmod(mode)  # a writer that renames, as safetensors does, leaves its own
-            _sync(temporary)
+            sync(temporary)
         for old in removing:
             old.unlink(missing_ok=True)
         for temporary, path in zip(temporaries, paths, strict=True):
             temporary.replace(path)
         for folder in {path.parent for path in paths}:
-            _sync(folder)
+            sync(folder)
     except OSError as problem:
         reason = problem.strerror or str(problem)
         where = printable(paths[0].parent)
@@ -61,7 +61,8 @@ def atomic_write_all(
             temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
