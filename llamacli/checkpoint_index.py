@@ -6,8 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Set
 from pathlib import Path
-
-from torch import Tensor
+from typing import Protocol, TypeVar
 
 from llamacli.errors import (
     CheckpointError,
@@ -103,9 +102,21 @@ def check_shard(shard: str, held: Set[str], promised: Set[str]) -> None:
 # Write
 
 
-def split_into_shards(state: Mapping[str, Tensor], max_bytes: int) -> dict[str, dict[str, Tensor]]:
+class Sized(Protocol):
+    """A tensor, or what stands for one."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        ...
+
+
+SizedT = TypeVar("SizedT", bound=Sized)
+
+
+def split_into_shards(state: Mapping[str, SizedT], max_bytes: int) -> dict[str, dict[str, SizedT]]:
     """File name → its tensors: filled in order, a larger tensor alone in its file."""
-    shards: list[dict[str, Tensor]] = [{}]
+    shards: list[dict[str, SizedT]] = [{}]
     room = max_bytes
     for name, tensor in state.items():
         if tensor.nbytes > room and shards[-1]:
@@ -122,7 +133,7 @@ def split_into_shards(state: Mapping[str, Tensor], max_bytes: int) -> dict[str, 
     }
 
 
-def index_text(shards: Mapping[str, Mapping[str, Tensor]]) -> str:
+def index_text(shards: Mapping[str, Mapping[str, Sized]]) -> str:
     """The JSON of the index."""
     weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
     total_size = sum(tensor.nbytes for tensors in shards.values() for tensor in tensors.values())

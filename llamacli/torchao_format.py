@@ -8,7 +8,8 @@ says how new weights would be quantized; what was done stands in the metadata.
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,18 +231,51 @@ def _dtype_object(dtype: torch.dtype) -> dict[str, str]:
 # Write
 
 
-def metadata_for(weights: Mapping[str, WeightInfo]) -> dict[str, str]:
+StoredAs = tuple[Scheme | None, tuple[int, ...], torch.dtype]  # None: plainly; (N, K); dtype
+
+
+def metadata_for(weights: Mapping[str, StoredAs]) -> dict[str, str]:
     """What the header of every shard says about all weights of the checkpoint."""
-    described = {name: json.dumps(_description(info)) for name, info in weights.items()}
+    described = {name: json.dumps(_description(*stored)) for name, stored in weights.items()}
     return {"format": "pt", "tensor_names": json.dumps([*weights])} | described
 
 
-def _description(info: WeightInfo) -> dict[str, Any]:
-    if isinstance(info, TensorInfo):
+def _description(
+    scheme: Scheme | None, shape: tuple[int, ...], dtype: torch.dtype
+) -> dict[str, Any]:
+    if scheme is None:
         return {"_type": "Tensor"}
-    data: dict[str, Any] = {"block_size": [1, info.scheme.group_size]}
-    if info.scheme.bits == 4:
-        data |= {"activation_dtype": _dtype_object(torch.bfloat16), "shape": [*info.shape]}
+    data: dict[str, Any] = {"block_size": [1, scheme.group_size]}
+    if scheme.bits == 4:
+        data |= {"activation_dtype": _dtype_object(torch.bfloat16), "shape": [*shape]}
         return {"_type": "Int4Tensor", "_data": data, "_tensor_data_names": [*PARTS]}
-    data |= {"dtype": _dtype_object(info.dtype), "act_quant_kwargs": None, "reduce_range": False}
+    data |= {"dtype": _dtype_object(dtype), "act_quant_kwargs": None, "reduce_range": False}
     return {"_type": "Int8Tensor", "_data": data, "_tensor_data_names": [*PARTS]}
+
+
+def quantization_config(schemes: Iterable[Scheme]) -> dict[str, Any]:
+    """config.json's, in the words of the scheme that most weights have."""
+    bits, group_size = Counter(
+        (scheme.bits, scheme.group_size if scheme.bits == 4 else None) for scheme in schemes
+    ).most_common(1)[0][0]
+    data: dict[str, Any] = {"group_size": group_size, "set_inductor_config": True}
+    if bits == 4:
+        data |= {
+            "int4_packing_format": {"_type": "Int4PackingFormat", "_data": "PLAIN"},
+            "int4_choose_qparams_algorithm": {
+                "_type": "Int4ChooseQParamsAlgorithm",
+                "_data": "TINYGEMM",
+            },
+            "int4_tile_packed_ntile": 8,
+        }
+    else:
+        data["granularity"] = {"_type": "PerRow", "_version": 1, "_data": {"dim": -1}}
+    name = _CONFIG_NAMES[bits]
+    default = {"_type": name, "_version": _CONFIG_VERSIONS[name], "_data": data}
+    return {
+        "quant_method": "torchao",
+        "quant_type": {"default": default},
+        "modules_to_not_convert": None,
+        "include_input_output_embeddings": False,
+        "untie_embedding_weights": False,
+    }
