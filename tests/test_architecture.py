@@ -30,7 +30,7 @@ ROWS = [
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.signals cli.console cli.option_class cli.options
     cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results cli.run
-    cli.commands cli.completions cli.app __main__""",
+    cli.progress cli.commands cli.completions cli.app __main__""",
 ]
 ROW_OF = {f"llamacli.{name}": row for row, names in enumerate(ROWS) for name in names.split()}
 

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from typing import BinaryIO, Literal
@@ -49,6 +49,7 @@ class Terminal:
         quiet: notes and status are dropped.
         debug: errors come with a traceback, libraries may print.
         color: when `write_styled` writes in color.
+        print_above: writes lines to stderr while a progress bar is shown.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Terminal:
         self.quiet = False
         self.debug = False
         self.color = Color.AUTO
+        self.print_above: Callable[[str], None] | None = None
         self._line_is_open = False
         self._status_is_shown = False
 
@@ -151,6 +153,11 @@ class Terminal:
 
     # ----------------------------------------------------------------- stderr
 
+    @property
+    def can_redraw(self) -> bool:
+        """Whether stderr can show, and should, what changes in place: a status, a progress bar."""
+        return self.stderr_is_tty and not self.quiet and self.environ.get("TERM") != "dumb"
+
     def note(self, text: str) -> None:
         """Tell in one line what the user may want to know."""
         if not self.quiet:
@@ -164,14 +171,23 @@ class Terminal:
 
     def tell(self, text: str) -> None:
         """Write lines to stderr; a stderr that cannot be written is no reason to stop."""
+        if self.print_above is not None:
+            self.print_above(visible(text))
+            return
         if self.stderr_is_tty:
             self.end_line()
-        self._write_stderr(f"{visible(text)}\n")
+        self.write_stderr(f"{visible(text)}\n")
+
+    def write_stderr(self, text: str) -> None:
+        """Write text as it is; a stderr that cannot be written is no reason to stop."""
+        with suppress(OSError):
+            self.stderr.write(text.encode("utf-8", "replace"))
+            self.stderr.flush()
 
     def status(self, text: str) -> None:
         """Say on a terminal what is going on, until the next output; elsewhere say nothing."""
-        if self.stderr_is_tty and not self.quiet and self.environ.get("TERM") != "dumb":
-            self._write_stderr(f"{_ERASE_LINE}{_one_line(text)[: self._columns() - 1]}")
+        if self.can_redraw:
+            self.write_stderr(f"{_ERASE_LINE}{_one_line(text)[: self._columns() - 1]}")
             self._status_is_shown = True
 
     def end_line(self) -> None:
@@ -196,12 +212,7 @@ class Terminal:
     def _erase_status(self) -> None:
         if self._status_is_shown:
             self._status_is_shown = False
-            self._write_stderr(_ERASE_LINE)
-
-    def _write_stderr(self, text: str) -> None:
-        with suppress(OSError):
-            self.stderr.write(text.encode("utf-8", "replace"))
-            self.stderr.flush()
+            self.write_stderr(_ERASE_LINE)
 
     def _columns(self) -> int:
         with suppress(OSError):
