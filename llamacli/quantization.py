@@ -116,7 +116,7 @@ def quantize_int4(weight: Tensor, group_size: int, algorithm: str = "rtn") -> In
         group_size: even, and a divisor of K.
         algorithm: which values, one of ALGORITHMS.
     """
-    groups = torch.unflatten(weight.float(), 1, (-1, group_size))  # (N, K/g, g)
+    groups = torch.unflatten(weight.float().contiguous(), 1, (-1, group_size))  # (N, K/g, g)
     scale, zero_point = ALGORITHMS[algorithm](groups, weight.dtype)  # (N, K/g)
     levels = _nearest_levels(groups, scale, zero_point).to(torch.uint8).flatten(1)
     return Int4Weight(pack_int4(levels), scale.T.contiguous(), zero_point.T.contiguous())
