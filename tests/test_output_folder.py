@@ -387,8 +387,8 @@ def killed_after(renames: int, out: Path) -> None:
 def test_a_kill_between_the_renames_loses_nothing(old_out: Path) -> None:
     killed_after(1, old_out)
     assert not old_out.exists()
-    with pytest.raises(LocalIOError, match="exists and is not empty"):
-        write(old_out)
+    with pytest.raises(LocalIOError, match="exists and is not empty"), output_folder(old_out):
+        pytest.fail("the old folder is back before the work begins")
     assert content(old_out) == OLD
     assert os.listdir(old_out.parent) == ["out"]
 
@@ -438,11 +438,12 @@ def held(out: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_fault_114_two_do_not_write_the_same_folder(out: Path) -> None:
     with held(out) as process:
-        before = everything(out.parent)
+        before, descriptors = everything(out.parent), os.listdir("/dev/fd")
         with pytest.raises(LocalIOError, match=r"^another llamacli is writing .*/out$"):
             write(out)
         assert everything(out.parent) == before
         write(out.with_name("other"))
+        assert os.listdir("/dev/fd") == descriptors
         process.communicate("", timeout=60)
     assert process.returncode == 0
     assert content(out) == {"half": "of"}
@@ -470,28 +471,44 @@ def test_fault_114_a_killed_run_holds_no_lock_and_is_swept(out: Path) -> None:
 def test_fault_114_a_lock_on_a_folder_that_has_gone_does_not_count(
     out: Path, where: str, made_again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workplace = out.with_name(".out.tmp")
+    workplace = fill(out.with_name(".out.tmp"), {})
     module: Any = os if where == "mkdir" else fcntl
-    real, gone = getattr(module, where), iter([True])
+    real = getattr(module, where)
 
-    def wrapper(*args: Any) -> None:
-        if where == "mkdir":
-            real(*args)
-        if next(gone, False):  # the process that had it before ends here
+    def while_the_other_ends(*args: Any) -> None:
+        monkeypatch.undo()
+        try:
+            if where == "mkdir":
+                real(*args)
+        finally:
             workplace.rmdir()
             if made_again:
-                monkeypatch.undo()
                 workplace.mkdir()
-        if where == "flock":
-            real(*args)
+        real(*args)
 
-    monkeypatch.setattr(module, where, wrapper)
+    monkeypatch.setattr(module, where, while_the_other_ends)
     with output_folder(out) as folder:
         with pytest.raises(LocalIOError, match="another llamacli"):
             write(out)
         fill(folder, NEW)
     assert content(out) == NEW
     assert os.listdir(out.parent) == ["out"]
+
+
+def test_fault_114_a_link_that_takes_the_place_is_not_followed(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = fill(out.with_name("elsewhere"), OLD)
+    mkdir = os.mkdir
+
+    def too_late(*args: Any) -> None:
+        Path(args[0]).symlink_to(elsewhere)
+        mkdir(*args)
+
+    monkeypatch.setattr(os, "mkdir", too_late)
+    with pytest.raises(LocalIOError, match=r"cannot write to .*/out: "):
+        write(out)
+    assert content(elsewhere) == OLD
 
 
 RACE = """
