@@ -14,8 +14,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
 
 NAME = "model.layers.0.mlp.down_proj.weight"
 PHASE = "quantizing 291 tensors, 13.5 GB …"
-UNTIL_SHOWN = f"while terminal.print_above is None: report(4_600_000_000, {NAME!r})\n"
-WITHOUT_END = f"while True: report(4_600_000_000, {NAME!r}); time.sleep(0.01)\n"
+BEGIN = f"report({NAME!r}, 4_600_000_000)\n"
+UNTIL_SHOWN = f"{BEGIN}while terminal.print_above is None: report({NAME!r}, 0)\n"
+WITHOUT_END = f"{BEGIN}while True: report({NAME!r}, 0); time.sleep(0.01)\n"
 
 
 def job(body: str) -> str:
@@ -35,12 +36,12 @@ def lines(window: Window) -> list[str]:
 
 
 def test_a_bar_shows_items_bytes_time_and_name_and_disappears() -> None:
-    more = f"for i in range(121): report(i, str(i))\nreport(4_600_000_000, {'model.norm.weight'!r})"
+    more = "for i in range(121): report(str(i), 2_000_000)\nreport('model.norm.weight', 0)"
     window = Window(job(UNTIL_SHOWN + more))
     window.wait_for("model.norm.weight")
     bar, below = lines(window)
-    assert re.fullmatch(r"quantizing ━{13}╸━{26} 123/291 tensors [\d:-]+", bar)
-    assert re.fullmatch(r"4\.6/13\.5 GB  \S+ \wB/s  model\.norm\.weight", below)
+    assert re.fullmatch(r"quantizing ━{14}╺━{25} 123/291 tensors [\d:-]+", bar)
+    assert re.fullmatch(r"4\.8/13\.5 GB  \S+ \wB/s  model\.norm\.weight", below)
     assert window.screen.cursor.hidden
     assert window.finish() == ["1", "=0="]
     assert not window.screen.cursor.hidden
@@ -121,7 +122,7 @@ def test_fault_081_the_bar_has_color_where_it_is_wanted(
     world = terminal(tty=True)
     world.color = color
     with progress(world, "downloading", 10, 2, "files") as report:
-        report(5, "model.safetensors")
+        report("model.safetensors", 5)
     assert b"downloading" in err(world)
     assert (re.search(rb"\x1b\[[\d;]*m", err(world)) is not None) is colored
     assert out(world) == b""
@@ -131,7 +132,7 @@ def test_nothing_goes_on_after_the_end(shown_at_once: pytest.MonkeyPatch) -> Non
     world = terminal(tty=True)
     before = set(threading.enumerate())
     with progress(world, "quantizing", 10) as report:
-        report(5, "a")
+        report("a", 5)
         (refresher,) = set(threading.enumerate()) - before
     refresher.join(60)
     assert not refresher.is_alive()
@@ -145,7 +146,7 @@ def test_fault_076_a_stderr_that_cannot_be_written_does_not_stop_the_job(
     world = terminal(tty=True)
     done = []
     with open("/dev/full", "wb", 0) as world.stderr, progress(world, "quantizing", 10) as report:
-        report(5, "a")
+        report("a", 5)
         world.note("note")
         done.append("a")
     assert done == ["a"]
@@ -155,7 +156,7 @@ def test_a_short_job_shows_a_status_and_no_bar(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "SHORT_JOB_S", 3600)
     world = terminal(tty=True)
     with progress(world, "quantizing", 13_500_000_000, 291) as report:
-        report(1, "a")
+        report("a", 1)
     assert err(world).decode() == f"\r\x1b[K{PHASE}\r\x1b[K"
 
 
@@ -163,7 +164,7 @@ def test_a_short_job_shows_a_status_and_no_bar(monkeypatch: pytest.MonkeyPatch) 
 def test_without_a_terminal_that_can_redraw_there_is_one_line(tty: bool) -> None:
     world = terminal(tty=tty, TERM="dumb")
     with progress(world, "quantizing", 13_500_000_000, 291) as report:
-        report(1, "a")
+        report("a", 1)
         world.note("a note")
     assert err(world).decode() == f"llamacli: {PHASE}\nllamacli: note: a note\n"
     assert out(world) == b""
@@ -181,5 +182,5 @@ def test_quiet_says_nothing(tty: bool) -> None:
     world = terminal(tty=tty)
     world.quiet = True
     with progress(world, "quantizing", 10, 1) as report:
-        report(10, "a")
+        report("a", 10)
     assert err(world) == b""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress
 
-Report = Callable[[int, str], None]
+Report = Callable[[str, int], None]
 
 SHORT_JOB_S = 0.3  # ends before a bar could be read
 _ROOM_FOR_CTRL_C = 3  # a terminal writes ^C behind the bar; in the last column it would wrap
@@ -26,7 +26,7 @@ def progress(
     """Show on stderr how far a job is: a bar that disappears, or one line if that cannot be shown.
 
     Within it the job calls what it is given, in this thread and as often as it likes, with the
-    bytes done so far and the name of the current item; how many names came is shown too.
+    name of an item and the bytes just done of it; how many names came is shown too.
     """
     from rich.filesize import decimal
 
@@ -41,7 +41,7 @@ def progress(
     else:
         if not terminal.quiet:
             terminal.tell(f"llamacli: {phase}")
-        yield lambda done, name: None
+        yield lambda name, nbytes: None
 
 
 @contextmanager
@@ -59,10 +59,10 @@ def _bar(terminal: Terminal, title: str, total_bytes: int, items: str) -> Iterat
     live = _live_display(terminal, bar)
     names: set[str] = set()
 
-    def report(done: int, name: str) -> None:
+    def report(name: str, nbytes: int) -> None:
         names.add(name)
         begun = f"{len(names):,}/{items}" if items else ""
-        bar.update(task, completed=done, items=begun, name=printable(name))
+        bar.update(task, advance=nbytes, items=begun, name=printable(name))
         if not live.is_started and (bar.tasks[task].elapsed or 0) >= SHORT_JOB_S:
             terminal.end_line()
             live.start(refresh=True)
