@@ -106,17 +106,17 @@ def check_quantization_config(config: Mapping[str, Any] | None) -> None:
 
 def _check_torchao_config(config: Mapping[str, Any]) -> None:
     name, version = str(config.get("_type")), config.get("_version")
-    if version != _CONFIG_VERSIONS.get(name):
+    if (name, version) not in _CONFIG_VERSIONS.items():
         raise _unreadable(f"{name} version {version}")
     if name == "FqnToConfig":  # a config for each layer, None for layers that are not quantized
         match config.get("_data"):
             case {"fqn_to_config": dict(by_layer)}:
-                inner = [found for found in by_layer.values() if isinstance(found, dict)]
+                inner = [found for found in by_layer.values() if found is not None]
             case _:
                 raise _unreadable("FqnToConfig without fqn_to_config")
         for found in inner:
-            if found.get("_type") == "FqnToConfig":
-                raise _unreadable("FqnToConfig within itself")
+            if not isinstance(found, dict) or found.get("_type") == "FqnToConfig":
+                raise _unreadable("FqnToConfig with a nested or malformed entry")
             _check_torchao_config(found)
 
 
@@ -180,7 +180,11 @@ def _quantized_info(name: str, described: Any, tensors: Mapping[str, TensorInfo]
             bits = 4
         case {
             "_type": "Int8Tensor",
-            "_data": {"block_size": [1, int(columns)], "act_quant_kwargs": None},
+            "_data": {
+                "block_size": [1, int(columns)],
+                "act_quant_kwargs": None,
+                "dtype": {"_data": "float32" | "bfloat16" | "float16" as dtype_name},
+            },
             "_tensor_data_names": list(part_names),
         }:
             bits = 8
@@ -198,23 +202,28 @@ def _quantized_info(name: str, described: Any, tensors: Mapping[str, TensorInfo]
     if missing:
         raise _misfit(name, f"its {first_five(missing)} is not in the files")
     parts = {part: tensors[part_name(name, part)] for part in PARTS}
-    return _checked(name, Scheme(bits, columns), parts)
+    dtype = parts["scale"].dtype if bits == 4 else getattr(torch, dtype_name)
+    return _checked(name, Scheme(bits, columns), parts, dtype)
 
 
-def _checked(name: str, scheme: Scheme, parts: Mapping[str, TensorInfo]) -> QuantizedInfo:
+def _checked(
+    name: str, scheme: Scheme, parts: Mapping[str, TensorInfo], dtype: torch.dtype
+) -> QuantizedInfo:
     n, width = (*parts["qdata"].shape, 0, 0)[:2]
     k = width * 8 // scheme.bits
     size = scheme.group_size
+    groups = f"it has groups of {printable(size)}"
     if scheme.bits == 8 and size != k:
-        raise _misfit(name, f"it has groups of {size}; in int8 only whole rows ({k}) are read")
+        raise _misfit(name, f"{groups}; in int8 only whole rows ({k}) are read")
     if scheme.bits == 4 and (size < 2 or size % 2 or k % size):
-        raise _misfit(name, f"it has groups of {size}, which must be even and divide {k}")
-    dtype = parts["scale"].dtype if scheme.bits == 4 else torch.bfloat16
+        raise _misfit(name, f"{groups}, which must be even and divide {k}")
+    if not dtype.is_floating_point:
+        raise _misfit(name, f"its scale is of {dtype}")
     layouts = part_layouts(scheme, (n, k), dtype)
     for part, info in parts.items():
         shape, expected = layouts[part]
-        if (info.shape, info.dtype) != (shape, expected) or not dtype.is_floating_point:
-            found = f"{info.shape} of {info.dtype}"
+        if (info.shape, info.dtype) != (shape, expected):
+            found = printable(f"{info.shape} of {info.dtype}")
             raise _misfit(name, f"its {part} is {found}, expected {shape} of {expected}")
     return QuantizedInfo(scheme, (n, k), dtype, parts)
 
