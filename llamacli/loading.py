@@ -25,6 +25,7 @@ from llamacli.errors import RequestError, ResourceError, printable
 from llamacli.generation_config import GenerationConfig
 from llamacli.load_into import load_into
 from llamacli.model_folder import read_config
+from llamacli.quantized_linear import is_quantized
 from llamacli.torchao_format import check_quantization_config
 
 logger = logging.getLogger(__name__)
@@ -92,8 +93,12 @@ class PreTrainedModel(nn.Module):
         """Write config.json, generation_config.json if there is one, and safetensors.
 
         Raises:
+            RequestError: weights are quantized.
             LocalIOError: the disk refused.
         """
+        if any(map(is_quantized, self.modules())):
+            hint = "copy the folder that it was read from, or load it without quantizing"
+            raise RequestError("a quantized model cannot be written", hint=hint)
         target, state = Path(folder), self.state_dict()
         dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
         config = {"architectures": [type(self).__name__]} | self.config.to_dict()

@@ -36,6 +36,11 @@ def quantized_linear(weight: QuantizedWeight, bias: nn.Parameter | None) -> nn.M
     return Int4Linear(weight, bias)
 
 
+def is_quantized(module: nn.Module) -> bool:
+    """Whether it is one of these layers."""
+    return isinstance(module, Int8Linear | Int4Linear | PackedInt4Linear)
+
+
 def _add(out: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias
 
