@@ -140,7 +140,7 @@ def _check_quantized(
     """Only linear layers can compute with a quantized weight, and no weight is quantized twice."""
     stored = {name for name, info in checkpoint.tensors.items() if isinstance(info, QuantizedInfo)}
     if twice := stored & schemes.keys():
-        raise CheckpointError(f"already quantized: {first_five(twice)}")
+        raise CheckpointError(f"already quantized: {first_five(sorted(twice))}")
     for name, parameter in module.named_parameters(remove_duplicate=False):
         owner = module.get_submodule(name.rpartition(".")[0])
         if sources[parameter] in stored | schemes.keys() and not isinstance(owner, nn.Linear):
