@@ -59,10 +59,22 @@ _llamacli() {
         "run --num-samples") return ;;
         "run --logprobs") return ;;
         "run --color") _llamacli_words "auto always never"; return ;;
+        "quantize --revision") return ;;
+        "quantize --bits") _llamacli_words "4 8"; return ;;
+        "quantize --group-size") _llamacli_words "32 64 128 256"; return ;;
+        "quantize --algorithm") _llamacli_words "rtn mse hqq"; return ;;
+        "quantize --skip") return ;;
+        "quantize --mixed") return ;;
+        "quantize --text") _llamacli_files; return ;;
+        "quantize --target-kl") return ;;
+        "quantize -o" | "quantize --output") _llamacli_files; return ;;
+        "quantize --report") _llamacli_files; return ;;
+        "quantize -t" | "quantize --threads") return ;;
     esac
     case "$command" in
-        "") _llamacli_words "run --version --debug -h --help" ;;
+        "") _llamacli_words "run quantize --version --debug -h --help" ;;
         run) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline --device --dtype -t --threads --cache-implementation --attn-implementation --check-tensors -f --prompt-file --lines --jsonl -0 --null --raw --system --prefill --chat-template --parse-special --truncate --batch-size -n --max-new-tokens --min-new-tokens --stop --ignore-eos --seed --greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram-size --logit-bias --num-samples --json --logprobs --stats --show-config --color -q --quiet --debug -h --help"; fi ;;
+        quantize) if [[ $cur == -* ]]; then _llamacli_words "--revision --offline --bits --group-size --algorithm --skip --mixed --dequantize --evaluate --text --target-kl -o --output --force --dry-run --report -t --threads -q --quiet --debug -h --help"; else _llamacli_models; fi ;;
     esac
 }
 

@@ -5,11 +5,10 @@ A model of any size needs the memory of a few blocks.
 
 import json
 import math
-import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,6 @@ from llamacli.quantization_plan import EMBEDDINGS, LM_HEAD, Plan, PlannedWeight,
 from llamacli.torchao_format import metadata_for, part_name, quantization_config
 
 BLOCK_VALUES = 1 << 20  # about 20 MB of temporaries for each thread, which a cache holds in part
-THREADS = os.cpu_count() or 1
 
 # What a model needs beside its weights and config.json, and what must travel with it.
 CARRIED = (
@@ -87,21 +85,39 @@ def convert_folder(
         CheckpointWriter(
             target, layouts, metadata_for(stored), max_shard_bytes=max_shard_bytes
         ) as writer,
-        ThreadPoolExecutor(THREADS) as pool,
+        _one_thread_each() as threads,
+        ThreadPoolExecutor(threads) as pool,
     ):
         for name, planned in plan.items():
             convert = partial(_convert, checkpoint, writer, name, planned, algorithm)
-            squares = squared_error = 0.0
-            results = pool.map(convert, blocks(planned, BLOCK_VALUES))
-            with closing(results):  # type: ignore[type-var]
-                for block in results:
-                    squares += block.squares
-                    squared_error += block.squared_error
-                    if progress is not None:
-                        progress(name, block.nbytes)
+            error = _sum_blocks(name, pool.map(convert, blocks(planned, BLOCK_VALUES)), progress)
             if planned.scheme is not None:
-                errors[name] = math.sqrt(squared_error / squares) if squares else 0.0
+                errors[name] = error
     return errors
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[int]:
+    """How many threads torch would use; within it each of so many threads works alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _sum_blocks(name: str, results: Iterator[_Block], progress: Progress | None) -> float:
+    """The relative error of a weight, from its blocks as they are done."""
+    squares = squared_error = 0.0
+    # Closed early, by an exception, the results cancel what has not begun.
+    with closing(results):  # type: ignore[type-var]
+        for block in results:
+            squares += block.squares
+            squared_error += block.squared_error
+            if progress is not None:
+                progress(name, block.nbytes)
+    return math.sqrt(squared_error / squares) if squares else 0.0
 
 
 def _convert(
@@ -115,13 +131,13 @@ def _convert(
     source = checkpoint.read_rows(planned.source, *rows)
     values = source if isinstance(source, torch.Tensor) else source.dequantize(torch.float32)
     values = values.to(planned.dtype)
-    if values.is_floating_point() and not is_finite(values):
-        raise CheckpointError(f"{name} holds values that are not finite")
     nbytes = planned.source.nbytes * (rows[1] - rows[0]) // (planned.source.shape or (1,))[0]
     if planned.scheme is None:
+        _check_finite(name, values)
         writer.write(name, values, row=rows[0])
         return _Block(nbytes, 0.0, 0.0)
     quantized = quantize(values, planned.scheme, algorithm)
+    _check_finite(name, quantized.scale)  # not finite where a value is not
     writer.write(part_name(name, "qdata"), quantized.qdata, row=rows[0])
     if isinstance(quantized, Int4Weight):
         for part in ("scale", "zero_point"):
@@ -130,10 +146,14 @@ def _convert(
         zeros = torch.zeros_like(quantized.scale, dtype=torch.int8)
         writer.write(part_name(name, "scale"), quantized.scale, row=rows[0])
         writer.write(part_name(name, "zero_point"), zeros, row=rows[0])
-    wide = values.float()
-    squares = wide.square().sum().item()
-    error = quantized.dequantize(torch.float32).sub_(wide).square_().sum().item()
-    return _Block(nbytes, squares, error)
+    wide = values.float().flatten()
+    residual = quantized.dequantize(torch.float32).flatten().sub_(wide)
+    return _Block(nbytes, wide.dot(wide).item(), residual.dot(residual).item())
+
+
+def _check_finite(name: str, values: torch.Tensor) -> None:
+    if values.is_floating_point() and not is_finite(values):
+        raise CheckpointError(f"{name} holds values that are not finite")
 
 
 def _write_config(source: Path, target: Path, plan: Plan) -> None:

@@ -130,11 +130,18 @@ def pack_int4(levels: Tensor) -> Tensor:
 
 def unpack_int4(qdata: Tensor) -> Tensor:
     """(N, K/2) int8 → (N, K) int8 in −8 … 7."""
-    return torch.stack(((qdata << 4) >> 4, qdata >> 4), dim=-1).flatten(1)
+    pairs = qdata.view(torch.uint8).to(torch.int16)  # of a byte both halves in one word
+    halves = ((pairs << 4) | pairs).bitwise_and_(0x0F0F).view(torch.int8)
+    return halves.bitwise_xor_(8).sub_(8)  # two's complement of four bits → of eight
 
 
 # ----------------------------------------------------------------------------------------------
 # Algorithms: groups (N, K/g, g) float32 → scale and zero point (N, K/g) in the stored dtype
+
+
+def _range(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of each group; `aminmax` takes five times as long on a CPU."""
+    return groups.amin(dim=-1), groups.amax(dim=-1)
 
 
 def _evenly_spaced(low: Tensor, high: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -158,12 +165,12 @@ def _squared_error(groups: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 
 def _round_to_nearest(groups: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """From the least value of a group to its greatest."""
-    return _evenly_spaced(*groups.aminmax(dim=-1), dtype)
+    return _evenly_spaced(*_range(groups), dtype)
 
 
 def _clip_for_least_squares(groups: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The range, shrunk by up to 30 %, whose squared error is least: the outermost are clipped."""
-    low, high = groups.aminmax(dim=-1)
+    low, high = _range(groups)
     best = _evenly_spaced(low, high, dtype)
     least = _squared_error(groups, *best)
     for percent in range(97, 69, -3):
@@ -183,7 +190,7 @@ def _half_quadratic(groups: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     Large Machine Learning Models", 2023; constants as in torchao.
     """
     norm, beta, growth, iterations = 0.7, 10.0, 1.01, 20
-    low, high = groups.aminmax(dim=-1, keepdim=True)
+    low, high = (bound[..., None] for bound in _range(groups))
     inverse = (15 / (high - low)).clamp(max=2e4)  # levels per unit
     zero = (-low * inverse).round()  # the level of 0
     for _ in range(iterations):

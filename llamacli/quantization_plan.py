@@ -1,6 +1,6 @@
 """Which weights of a checkpoint are quantized, and how: everything that the headers can tell."""
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
@@ -127,7 +127,7 @@ def plan_dequantization(checkpoint: Checkpoint) -> Plan:
     return {name: PlannedWeight(info, None, _dtype(info)) for name, info in infos.items()}
 
 
-def raised_to_int8(plan: Plan, names: Set[str]) -> Plan:
+def raised_to_int8(plan: Plan, names: Iterable[str]) -> Plan:
     """The same with these weights in int8."""
     reason = "raised to meet the target"
     raised = {

@@ -34,7 +34,7 @@ def register() -> None:
 
 def environment(**variables: str) -> dict[str, str]:
     """What this process has but for what would change the program."""
-    ours = ("LLAMACLI_", "LC_", "LANG", "NO_COLOR", "FORCE_COLOR", "PYTHONIOENCODING")
+    ours = ("LLAMACLI_", "LC_", "LANG", "NO_COLOR", "FORCE_COLOR", "PYTHONIOENCODING", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return kept | {"TERM": "xterm"} | variables
 

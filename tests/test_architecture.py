@@ -24,13 +24,14 @@ ROWS = [
     # tensors
     """cache sampling quantization quantized_linear weight_file torchao_format checkpoint_index
     checkpoint checkpoint_writer load_into quantization_plan conversion output_folder""",
-    "generation evaluation",
+    "generation evaluation quantization_report",
     "loading",
     "model",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.signals cli.console cli.option_class cli.options
     cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results cli.run
-    cli.progress cli.commands cli.completions cli.app __main__""",
+    cli.progress cli.quantize_options cli.quantize_evaluation
+    cli.quantize_report cli.quantize cli.commands cli.completions cli.app __main__""",
 ]
 ROW_OF = {f"llamacli.{name}": row for row, names in enumerate(ROWS) for name in names.split()}
 

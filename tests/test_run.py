@@ -105,7 +105,7 @@ def test_fault_060_bytes_of_an_argument_that_are_no_text_are_replaced(noise: Pat
 
 
 def test_a_prompt_file_that_cannot_be_read_is_an_error(noise: Path, tmp_path: Path) -> None:
-    refused(run(noise, "-f", tmp_path / "absent"), "there is no prompt file", code=6)
+    refused(run(noise, "-f", tmp_path / "absent"), "there is no file", code=6)
     refused(run(noise, "-f", tmp_path), "Is a directory", code=7)
 
 

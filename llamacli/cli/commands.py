@@ -8,6 +8,7 @@ from typer.core import TyperCommand, TyperGroup
 from llamacli.cli import signals
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.options import DebugOption
+from llamacli.cli.quantize import quantize
 from llamacli.cli.run import run
 
 HELP = """Run Llama models: text in, text out.
@@ -106,3 +107,4 @@ def llamacli(
 
 
 app.command("run", cls=Command)(run)
+app.command("quantize", cls=Command)(quantize)

@@ -48,7 +48,8 @@ _MODEL, _PROMPT, _SAMPLING = "The model", "The prompt", "Sampling"
 _LENGTH, _OUTPUT, _GENERAL = "Length", "Output", "General"
 
 
-def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
+def option(panel: str, *names: str, help: str, **settings: Any) -> Any:
+    """An option in a section of the help; its last name gives the variable's."""
     variable = "LLAMACLI_" + names[-1].removeprefix("--").replace("-", "_").upper()
     return typer.Option(
         *names,
@@ -61,10 +62,11 @@ def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
 
 
 def _sampling(*names: str, help: str) -> Any:
-    return _option(_SAMPLING, *names, help=help, show_default="the model's")
+    return option(_SAMPLING, *names, help=help, show_default="the model's")
 
 
-def _set_on_terminal(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+def set_on_terminal(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+    """The callback of an option that the terminal obeys."""
     if value:
         setattr(ctx.obj, param.name, value)
     return value
@@ -79,7 +81,7 @@ PromptArgument = Annotated[
 
 ModelOption = Annotated[
     str | None,
-    _option(
+    option(
         _MODEL,
         "-m",
         "--model",
@@ -90,7 +92,7 @@ ModelOption = Annotated[
 ]
 RevisionOption = Annotated[
     str | None,
-    _option(
+    option(
         _MODEL,
         "--revision",
         metavar="REVISION",
@@ -99,15 +101,15 @@ RevisionOption = Annotated[
     ),
 ]
 OfflineOption = Annotated[
-    bool, _option(_MODEL, "--offline", help="Use only what was downloaded before.")
+    bool, option(_MODEL, "--offline", help="Use only what was downloaded before.")
 ]
 DeviceOption = Annotated[
-    str, _option(_MODEL, "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
+    str, option(_MODEL, "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
 ]
-DtypeOption = Annotated[Dtype, _option(_MODEL, "--dtype", help="Number format of the weights.")]
+DtypeOption = Annotated[Dtype, option(_MODEL, "--dtype", help="Number format of the weights.")]
 ThreadsOption = Annotated[
     int | None,
-    _option(
+    option(
         _MODEL,
         "-t",
         "--threads",
@@ -118,34 +120,34 @@ ThreadsOption = Annotated[
 ]
 CacheImplementationOption = Annotated[
     CacheImplementation,
-    _option(_MODEL, "--cache-implementation", help="Grow the cache, or allocate it at once."),
+    option(_MODEL, "--cache-implementation", help="Grow the cache, or allocate it at once."),
 ]
 AttnImplementationOption = Annotated[
     AttnImplementation,
-    _option(_MODEL, "--attn-implementation", help="Fused attention, or plain matrix products."),
+    option(_MODEL, "--attn-implementation", help="Fused attention, or plain matrix products."),
 ]
 CheckTensorsOption = Annotated[
-    bool, _option(_MODEL, "--check-tensors", help="Look for NaN and infinity in the weights.")
+    bool, option(_MODEL, "--check-tensors", help="Look for NaN and infinity in the weights.")
 ]
 
 # ------------------------------------------------------------------------------------ the prompt
 
 PromptFileOption = Annotated[
     Path | None,
-    _option(_PROMPT, "-f", "--prompt-file", help="Read the prompt from a file; - is stdin."),
+    option(_PROMPT, "-f", "--prompt-file", help="Read the prompt from a file; - is stdin."),
 ]
 RawOption = Annotated[
-    bool, _option(_PROMPT, "--raw", help="Continue the text as it is, without chat template.")
+    bool, option(_PROMPT, "--raw", help="Continue the text as it is, without chat template.")
 ]
 SystemOption = Annotated[
-    str | None, _option(_PROMPT, "--system", metavar="TEXT", help="System message of the chat.")
+    str | None, option(_PROMPT, "--system", metavar="TEXT", help="System message of the chat.")
 ]
 PrefillOption = Annotated[
-    str | None, _option(_PROMPT, "--prefill", metavar="TEXT", help="Start of the answer.")
+    str | None, option(_PROMPT, "--prefill", metavar="TEXT", help="Start of the answer.")
 ]
 ChatTemplateOption = Annotated[
     str | None,
-    _option(
+    option(
         _PROMPT,
         "--chat-template",
         metavar="FILE",
@@ -154,19 +156,19 @@ ChatTemplateOption = Annotated[
     ),
 ]
 ParseSpecialOption = Annotated[
-    bool, _option(_PROMPT, "--parse-special", help="Special tokens in the prompt have an effect.")
+    bool, option(_PROMPT, "--parse-special", help="Special tokens in the prompt have an effect.")
 ]
-LinesOption = Annotated[bool, _option(_PROMPT, "--lines", help="Each line is a prompt.")]
+LinesOption = Annotated[bool, option(_PROMPT, "--lines", help="Each line is a prompt.")]
 JsonlOption = Annotated[
     bool,
-    _option(_PROMPT, "--jsonl", help="Each line is a request as a JSON object, and an answer."),
+    option(_PROMPT, "--jsonl", help="Each line is a request as a JSON object, and an answer."),
 ]
 NullOption = Annotated[
-    bool, _option(_PROMPT, "-0", "--null", help="Prompts and answers end with NUL, not newline.")
+    bool, option(_PROMPT, "-0", "--null", help="Prompts and answers end with NUL, not newline.")
 ]
 TruncateOption = Annotated[
     Truncate | None,
-    _option(
+    option(
         _PROMPT,
         "--truncate",
         help="Cut a prompt that is longer than the context on this side.",
@@ -174,19 +176,17 @@ TruncateOption = Annotated[
     ),
 ]
 BatchSizeOption = Annotated[
-    int, _option(_PROMPT, "--batch-size", min=1, help="Prompts that are run together.")
+    int, option(_PROMPT, "--batch-size", min=1, help="Prompts that are run together.")
 ]
 
 # -------------------------------------------------------------------------------------- sampling
 
 SeedOption = Annotated[
     int | None,
-    _option(
-        _SAMPLING, "--seed", help="Same seed, same text.", show_default="another one each time"
-    ),
+    option(_SAMPLING, "--seed", help="Same seed, same text.", show_default="another one each time"),
 ]
 GreedyOption = Annotated[
-    bool, _option(_SAMPLING, "--greedy", help="Always take the most probable token.")
+    bool, option(_SAMPLING, "--greedy", help="Always take the most probable token.")
 ]
 TemperatureOption = Annotated[
     float | None,
@@ -210,7 +210,7 @@ RepetitionPenaltyOption = Annotated[
 ]
 PresencePenaltyOption = Annotated[
     float | None,
-    _option(
+    option(
         _SAMPLING,
         "--presence-penalty",
         help="Lower the scores of tokens generated before.",
@@ -219,7 +219,7 @@ PresencePenaltyOption = Annotated[
 ]
 FrequencyPenaltyOption = Annotated[
     float | None,
-    _option(
+    option(
         _SAMPLING,
         "--frequency-penalty",
         help="Lower them for each time they were generated.",
@@ -232,7 +232,7 @@ NoRepeatNgramSizeOption = Annotated[
 ]
 LogitBiasOption = Annotated[
     list[str] | None,
-    _option(
+    option(
         _SAMPLING,
         "--logit-bias",
         metavar="TOKEN=BIAS",
@@ -244,7 +244,7 @@ LogitBiasOption = Annotated[
 
 MaxNewTokensOption = Annotated[
     int | None,
-    _option(
+    option(
         _LENGTH,
         "-n",
         "--max-new-tokens",
@@ -253,7 +253,7 @@ MaxNewTokensOption = Annotated[
 ]
 MinNewTokensOption = Annotated[
     int | None,
-    _option(
+    option(
         _LENGTH,
         "--min-new-tokens",
         help="The fewest tokens to generate.",
@@ -262,7 +262,7 @@ MinNewTokensOption = Annotated[
 ]
 StopOption = Annotated[
     list[str] | None,
-    _option(
+    option(
         _LENGTH,
         "--stop",
         metavar="TEXT",
@@ -270,54 +270,52 @@ StopOption = Annotated[
     ),
 ]
 IgnoreEosOption = Annotated[
-    bool, _option(_LENGTH, "--ignore-eos", help="Go on where the model would end.")
+    bool, option(_LENGTH, "--ignore-eos", help="Go on where the model would end.")
 ]
 
 # ---------------------------------------------------------------------------------------- output
 
 NumSamplesOption = Annotated[
-    int, _option(_OUTPUT, "--num-samples", min=1, help="Answers to each prompt.")
+    int, option(_OUTPUT, "--num-samples", min=1, help="Answers to each prompt.")
 ]
 JsonOption = Annotated[
-    bool, _option(_OUTPUT, "--json", help="One JSON object with text, token ids and counts.")
+    bool, option(_OUTPUT, "--json", help="One JSON object with text, token ids and counts.")
 ]
 LogprobsOption = Annotated[
     int | None,
-    _option(
+    option(
         _OUTPUT,
         "--logprobs",
         help="Show log-probabilities, and those of so many alternatives.",
     ),
 ]
 StatsOption = Annotated[
-    bool, _option(_OUTPUT, "--stats", help="Tell times and speed on stderr afterwards.")
+    bool, option(_OUTPUT, "--stats", help="Tell times and speed on stderr afterwards.")
 ]
 ShowConfigOption = Annotated[
     bool,
-    _option(
-        _OUTPUT, "--show-config", help="Show the sampling parameters and where they come from."
-    ),
+    option(_OUTPUT, "--show-config", help="Show the sampling parameters and where they come from."),
 ]
 ColorOption = Annotated[
-    Color, _option(_OUTPUT, "--color", help="Color on stdout.", callback=_set_on_terminal)
+    Color, option(_OUTPUT, "--color", help="Color on stdout.", callback=set_on_terminal)
 ]
 QuietOption = Annotated[
     bool,
-    _option(
+    option(
         _GENERAL,
         "-q",
         "--quiet",
         help="No notes on stderr, only errors.",
-        callback=_set_on_terminal,
+        callback=set_on_terminal,
     ),
 ]
 DebugOption = Annotated[
     bool,
-    _option(
+    option(
         _GENERAL,
         "--debug",
         help="Show tracebacks and what libraries print.",
-        callback=_set_on_terminal,
+        callback=set_on_terminal,
         is_eager=True,
     ),
 ]

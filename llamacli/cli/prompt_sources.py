@@ -88,18 +88,24 @@ def _read_inputs(
     if read_terminal or path == Path(_STDIN) or not terminal.stdin_is_tty:
         data.append(("stdin", terminal.read_stdin()))
     if path is not None and path != Path(_STDIN):
-        data.append((printable(path), _read_prompt_file(path)))
+        data.append((printable(path), read_input_file(path)))
     texts = [(name, terminal.decode(read, name)) for name, read in data]
     return [(name, text) for name, text in texts if text]
 
 
-def _read_prompt_file(path: Path) -> bytes:
+def read_input_file(path: Path) -> bytes:
+    """The bytes of a file that an option names.
+
+    Raises:
+        NotFoundError, LocalIOError: it is not there, or cannot be read.
+        RequestError: it is larger than MAX_INPUT_BYTES.
+    """
     shown = printable(path)
     try:
         with path.open("rb") as file:
             data = file.read(MAX_INPUT_BYTES + 1)
     except FileNotFoundError:
-        raise NotFoundError(f"there is no prompt file {shown}") from None
+        raise NotFoundError(f"there is no file {shown}") from None
     except OSError as problem:
         raise LocalIOError(f"cannot read {shown}: {problem.strerror}") from problem
     if len(data) > MAX_INPUT_BYTES:
