@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         load_tokenizer as load_tokenizer,
     )
     from llamacli.tokenizer_sentencepiece import LlamaTokenizer as LlamaTokenizer
+    from llamacli.torchao_config import TorchAoConfig as TorchAoConfig
 
     __version__: str
 
@@ -70,6 +71,7 @@ _MODULES = {
     "LlamaTokenizerFast": "tokenizer_fast",
     "load_tokenizer": "tokenizer_fast",
     "LlamaTokenizer": "tokenizer_sentencepiece",
+    "TorchAoConfig": "torchao_config",
 }
 
 __all__ = [*_MODULES]

@@ -25,7 +25,10 @@ from llamacli.errors import RequestError, ResourceError, printable
 from llamacli.generation_config import GenerationConfig
 from llamacli.load_into import load_into
 from llamacli.model_folder import read_config
+from llamacli.quantization import Scheme
+from llamacli.quantization_plan import Recipe, plan_quantization
 from llamacli.quantized_linear import is_quantized
+from llamacli.torchao_config import recipe_of
 from llamacli.torchao_format import check_quantization_config
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class PreTrainedModel(nn.Module):
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         attn_implementation: str = "sdpa",
+        quantization_config: object = None,
     ) -> Self:
         """Read a model from a folder or the hub.
 
@@ -70,9 +74,11 @@ class PreTrainedModel(nn.Module):
                 good at it (see `choose_dtype`).
             device: "auto" is the first of CUDA, XPU, MPS and CPU that this machine has.
             attn_implementation: "sdpa" or "eager".
+            quantization_config: a TorchAoConfig; the weights are quantized while they are read.
 
         Raises:
-            LlamacliError: see `hub.resolve`, `LlamaConfig`, `checkpoint.open_checkpoint`.
+            LlamacliError: see `hub.resolve`, `LlamaConfig`, `checkpoint.open_checkpoint`,
+                `torchao_config.recipe_of`, `plan_quantization`.
         """
         folder = hub.resolve(model, revision=revision).path
         config = read_config(folder)
@@ -83,6 +89,7 @@ class PreTrainedModel(nn.Module):
             dtype=dtype,
             device=device,
             attn_implementation=attn_implementation,
+            recipe=None if quantization_config is None else recipe_of(quantization_config),
         )
         loaded.generation_config = GenerationConfig.from_folder(folder)
         return loaded
@@ -134,20 +141,27 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     attn_implementation: str = "sdpa",
+    recipe: Recipe | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> ModelT:
     """Read the weights into a new model, in evaluation mode; options as `from_pretrained`.
 
     Config and tensor headers are checked against each other before anything is allocated.
-    `progress` is called with the bytes read so far and in all, after each tensor.
+    Weights become quantized as `recipe` says. `progress` is called with the bytes read so far and
+    in all, after each weight.
     """
     target = choose_device(device)
     with torch.device("meta"), _WithoutInit():
         model = cls(config, attn_implementation=attn_implementation)
     opened = _named_for(model, opened)
     stored = next(iter(opened.tensors.values())).dtype
+    schemes: dict[str, Scheme] = {}
+    if recipe is not None:
+        plan = plan_quantization(opened, recipe, tied=config.tie_word_embeddings)
+        schemes = {name: planned.scheme for name, planned in plan.items() if planned.scheme}
+        stored = next(iter(plan.values())).dtype
     chosen = choose_dtype(dtype, stored, target)
-    load_into(model, opened, dtype=chosen, device=target, progress=progress)
+    load_into(model, opened, dtype=chosen, device=target, schemes=schemes, progress=progress)
     return model.eval()
 
 

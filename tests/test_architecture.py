@@ -23,7 +23,8 @@ ROWS = [
     template_worker logit_bias hub model_folder""",
     # tensors
     """cache sampling quantization quantized_linear weight_file torchao_format checkpoint_index
-    checkpoint checkpoint_writer load_into quantization_plan conversion output_folder""",
+    checkpoint checkpoint_writer load_into quantization_plan torchao_config conversion
+    output_folder""",
     "generation evaluation quantization_report",
     "loading",
     "model",

@@ -30,6 +30,13 @@ class Truncate(StrEnum):
     MIDDLE = "middle"
 
 
+class Quantize(StrEnum):
+    """What weights become while they are read."""
+
+    INT4 = "int4"
+    INT8 = "int8"
+
+
 class CacheImplementation(StrEnum):
     """How keys and values are kept."""
 
@@ -116,6 +123,15 @@ ThreadsOption = Annotated[
         min=1,
         help="CPU threads.",
         show_default="the physical cores; 1 for a small model",
+    ),
+]
+QuantizeOption = Annotated[
+    Quantize | None,
+    option(
+        _MODEL,
+        "--quantize",
+        help="Quantize the weights while they are read.",
+        show_default="as they are",
     ),
 ]
 CacheImplementationOption = Annotated[

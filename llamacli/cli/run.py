@@ -137,6 +137,7 @@ def load_weights(
 
         from llamacli.loading import load_model, open_weights
         from llamacli.model import LlamaForCausalLM
+        from llamacli.quantization_plan import Recipe
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     weights = open_weights(folder.path, folder.config)
@@ -154,9 +155,11 @@ def load_weights(
         dtype=options.dtype.value,
         device=options.device,
         attn_implementation=options.attn_implementation.value,
+        recipe=None if options.quantize is None else Recipe(bits=int(options.quantize.value[-1])),
         progress=show_progress,
     )
-    if options.threads is None and sum(p.numel() for p in model.parameters()) < SMALL_MODEL:
+    values = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    if options.threads is None and values < SMALL_MODEL:
         torch.set_num_threads(1)
     return model
 

@@ -31,6 +31,7 @@ class RunOptions:
     offline: opt.OfflineOption = False
     device: opt.DeviceOption = "auto"
     dtype: opt.DtypeOption = opt.Dtype.AUTO
+    quantize: opt.QuantizeOption = None
     threads: opt.ThreadsOption = None
     cache_implementation: opt.CacheImplementationOption = opt.CacheImplementation.DYNAMIC
     attn_implementation: opt.AttnImplementationOption = opt.AttnImplementation.SDPA
