@@ -104,7 +104,7 @@ class PreTrainedModel(nn.Module):
             LocalIOError: the disk refused.
         """
         if any(map(is_quantized, self.modules())):
-            hint = "copy the folder that it was read from, or load it without quantizing"
+            hint = "`llamacli quantize` writes one from the original folder"
             raise RequestError("a quantized model cannot be written", hint=hint)
         target, state = Path(folder), self.state_dict()
         dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
