@@ -7,6 +7,7 @@ through here a block at a time. The library reads what was written, and judges i
 import json
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -57,12 +58,15 @@ class CheckpointWriter:
         self._tensors: dict[str, TensorInfo] = {}
         self._descriptors: dict[str, int] = {}
         shards = split_into_shards(layouts, max_shard_bytes)
-        for shard, tensors in shards.items():
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            self._descriptors[shard] = os.open(folder / shard, flags, 0o666)
-            self._write_header(shard, tensors, metadata)
-        if len(shards) > 1:
-            (folder / INDEX_FILE).write_text(index_text(shards), encoding="utf-8")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with ExitStack() as files:  # closed here, should the disk refuse
+            for shard, tensors in shards.items():
+                self._descriptors[shard] = os.open(folder / shard, flags, 0o666)
+                files.callback(os.close, self._descriptors[shard])
+                self._write_header(shard, tensors, metadata)
+            if len(shards) > 1:
+                (folder / INDEX_FILE).write_text(index_text(shards), encoding="utf-8")
+            self._files = files.pop_all()
 
     def _write_header(
         self, shard: str, tensors: Mapping[str, Layout], metadata: Mapping[str, str]
@@ -115,5 +119,4 @@ class CheckpointWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
+        self._files.close()
