@@ -136,8 +136,8 @@ def fold_parts(
         metadata: of the headers; without torchao's `tensor_names` every tensor is a weight.
 
     Raises:
-        CheckpointError: malformed metadata, an unknown class, or parts that are missing or do not
-            fit each other.
+        CheckpointError: malformed metadata, an unknown class, parts that are missing or do not fit
+            each other, or a weight that is stored plainly, too.
     """
     if "tensor_names" not in metadata:
         return dict(tensors)
@@ -149,6 +149,8 @@ def fold_parts(
         described = _parse(metadata, name)
         if described != {"_type": "Tensor"}:
             quantized[name] = _quantized_info(name, described, tensors)
+    if both := sorted(quantized.keys() & tensors.keys()):
+        raise CheckpointError(f"stored both plainly and quantized: {first_five(both)}")
     weight_of = {
         part_name(name, part): name for name, info in quantized.items() for part in info.parts
     }
