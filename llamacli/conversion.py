@@ -165,6 +165,7 @@ def _write_config(source: Path, target: Path, plan: Plan) -> None:
     schemes = [planned.scheme for planned in plan.values() if planned.scheme is not None]
     if schemes:
         config["quantization_config"] = quantization_config(schemes)
-    if LM_HEAD in plan and plan[LM_HEAD].source is plan[EMBEDDINGS].source:
+    head, embeddings = plan.get(LM_HEAD), plan.get(EMBEDDINGS)
+    if head and embeddings and head.source is embeddings.source:
         config["tie_word_embeddings"] = False
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -104,14 +104,16 @@ def plan_quantization(checkpoint: Checkpoint, recipe: Recipe, *, tied: bool) -> 
         hint = "use the original model; --dequantize makes a plain one of this"
         raise CheckpointError(f"already quantized: {first_five(done)}", hint=hint)
     sources: dict[str, WeightInfo] = dict(checkpoint.tensors)
-    if tied and EMBEDDINGS in sources and _bits("lm_head", recipe.mixed):
-        sources.setdefault(LM_HEAD, sources[EMBEDDINGS])
-        tied = False
-    layers = [layer for layer in map(_layer, sources) if layer]
+    # A head of its own that the file may have beside tied embeddings does not count.
+    shared = {LM_HEAD: sources[EMBEDDINGS]} if tied and EMBEDDINGS in sources else {}
+    layers = [layer for layer in map(_layer, sources | shared) if layer]
     for pattern in (*recipe.skip, *(pattern for pattern, _ in recipe.mixed)):
         if not any(fnmatchcase(layer, pattern) for layer in layers):
             hint = f"layers are named as {first_five(layers[-2:])}"
             raise RequestError(f"no layer matches {printable(repr(pattern))}", hint=hint)
+    if shared and _bits("lm_head", recipe.mixed) and not _is_skipped("lm_head", recipe):
+        sources |= shared
+        tied = False
     return {name: _planned(name, info, recipe, tied) for name, info in sources.items()}
 
 
@@ -149,6 +151,10 @@ def _dtype(info: WeightInfo) -> torch.dtype:
     return torch.bfloat16 if info.dtype.is_floating_point else info.dtype
 
 
+def _is_skipped(layer: str, recipe: Recipe) -> bool:
+    return any(fnmatchcase(layer, pattern) for pattern in recipe.skip)
+
+
 def _bits(layer: str, mixed: tuple[tuple[str, int], ...]) -> int | None:
     matching = [bits for pattern, bits in mixed if fnmatchcase(layer, pattern)]
     return matching[-1] if matching else None
@@ -159,7 +165,7 @@ def _planned(name: str, info: WeightInfo, recipe: Recipe, tied: bool) -> Planned
     plain = PlannedWeight(info, None, _dtype(info))
     if not layer:
         return plain
-    if any(fnmatchcase(layer, pattern) for pattern in recipe.skip):
+    if _is_skipped(layer, recipe):
         return replace(plain, reason="skipped")
     if tied and name == LM_HEAD:
         return replace(plain, reason="tied to the embeddings")
