@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from llamacli.checkpoint import Checkpoint, Weight
 from llamacli.errors import CheckpointError, first_five
 from llamacli.quantization import Scheme, quantize
 from llamacli.quantized_linear import quantized_linear
-from llamacli.torchao_format import QuantizedInfo, WeightInfo
+from llamacli.torchao_format import QuantizedInfo, WeightInfo, part_name
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ def load_into(
         checkpoint: the weights.
         dtype: of the parameters; None keeps that of the file.
         device: of the parameters.
-        schemes: name → how a weight that is not quantized becomes so.
+        schemes: name → how a weight that is not quantized becomes so; weights for which the module
+            has no use may be among them.
         progress: called with the bytes read so far and in all, after each weight.
 
     Raises:
@@ -114,9 +115,8 @@ def _sources(
             sources.setdefault(parameter, name)
     missing = [name for name, parameter in module.named_parameters() if parameter not in sources]
     if missing:
-        tied = "if the embeddings are tied, config.json must say so: tie_word_embeddings"
-        hint = tied if missing == ["lm_head.weight"] else None
-        raise CheckpointError(f"the weights lack {first_five(missing)}", hint=hint)
+        message = f"the weights lack {first_five(missing)}"
+        raise CheckpointError(message, hint=_hint(missing, checkpoint))
     misfits = [
         f"{name} (file has {_described(info)}, config wants {_described(parameter)})"
         for parameter, name in sources.items()
@@ -129,6 +129,14 @@ def _sources(
     if strays := [name for name in strays if not _REDUNDANT.fullmatch(name)]:
         logger.warning("tensors that the model has no use for: %s", first_five(strays))
     return sources
+
+
+def _hint(missing: Sequence[str], checkpoint: Checkpoint) -> str | None:
+    if missing == ["lm_head.weight"]:
+        return "if the embeddings are tied, config.json must say so: tie_word_embeddings"
+    if part_name(missing[0], "qdata") in checkpoint.tensors:
+        return "the metadata that describes quantized weights was lost: download the files again"
+    return None
 
 
 def _check_quantized(
