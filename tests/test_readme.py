@@ -6,7 +6,8 @@ from pathlib import Path
 
 import llamacli
 from llamacli.cli.exit_codes import ExitCode
-from llamacli.cli.run import RunOptions
+from llamacli.cli.quantize_options import QuantizeOptions
+from llamacli.cli.run_options import RunOptions
 
 PACKAGE = Path(llamacli.__file__).parent
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -35,6 +36,7 @@ def test_every_module_is_on_the_map() -> None:
 
 
 def test_every_option_exists() -> None:
-    options = {field.name for field in dataclasses.fields(RunOptions)}
+    commands = (RunOptions, QuantizeOptions)
+    options = {field.name for command in commands for field in dataclasses.fields(command)}
     written = {name.replace("-", "_") for name in re.findall(r"`?--([a-z][a-z-]+)", README)}
     assert written - {"write", "strict", "help"} <= options
