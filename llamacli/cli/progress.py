@@ -34,14 +34,20 @@ def progress(
     items = f"{total_items:,} {unit}" if total_items else ""
     size = decimal(total_bytes)
     phase = f"{title} {items}, {size} …" if items else f"{title} {size} …"
+    begin(terminal, phase)
     if terminal.can_redraw:
-        terminal.status(phase)
         with _bar(terminal, title, total_bytes, items) as report:
             yield report
     else:
-        if not terminal.quiet:
-            terminal.tell(f"llamacli: {phase}")
         yield lambda name, nbytes: None
+
+
+def begin(terminal: Terminal, phase: str) -> None:
+    """Say what takes long from here on: as a status where one can be shown, elsewhere as a line."""
+    if terminal.can_redraw:
+        terminal.status(phase)
+    elif not terminal.quiet:
+        terminal.tell(f"llamacli: {phase}")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import typer
 from llamacli.cli.console import Terminal
 from llamacli.cli.option_class import takes_options
 from llamacli.cli.progress import progress
-from llamacli.cli.quantize_options import QuantizeOptions, check
+from llamacli.cli.quantize_options import QuantizeOptions, checked
 from llamacli.errors import LocalIOError, printable
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def quantize_model(ctx: typer.Context, options: QuantizeOptions) -> None:
       llamacli quantize ./my-model-int4 -o ./plain --dequantize
     """
     terminal: Terminal = ctx.obj
-    check(ctx, options)
+    options = checked(ctx, options)
     source = open_source(terminal, options)
     plan = make_plan(options, source)
     if options.output is None or options.dry_run:
@@ -186,7 +186,10 @@ def meet_target(attempt: Attempt, first: "Report", target_kl: float) -> "Report"
 
     count = fewest(len(order), divergence, target_kl)
     latest = [*reports][-1]
-    return reports[count] if count == latest else attempt(reports[count].plan)
+    if count != latest:
+        attempt.evaluator = None  # the distance of this one is known
+        attempt(reports[count].plan)
+    return reports[count]
 
 
 def save_report(options: QuantizeOptions, report: "Report") -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamacli.cli.console import Terminal
+from llamacli.cli.progress import begin
 from llamacli.cli.prompt_sources import read_input_file
 from llamacli.errors import RequestError, printable
 
@@ -30,6 +31,7 @@ class Evaluator:
         source = EVALUATION_TEXT if text is None else text
         content = terminal.decode(read_input_file(source), printable(source))
         self._windows = self._cut(folder, content, is_ours=text is None)
+        begin(terminal, "evaluating the original …")
         self._reference = log_probabilities(
             self._load(folder), self._windows, progress=self._show_progress
         )
@@ -38,6 +40,7 @@ class Evaluator:
         """How far the model in this folder is from the first one."""
         from llamacli.evaluation import compare
 
+        begin(self._terminal, "evaluating what it became …")
         model = self._load(folder)
         return compare(model, self._windows, self._reference, progress=self._show_progress)
 
@@ -59,7 +62,6 @@ class Evaluator:
         from llamacli.model import LlamaForCausalLM
         from llamacli.model_folder import read_config
 
-        self._terminal.status("loading the weights …")
         config = read_config(folder)
         return load_model(LlamaForCausalLM, config, open_weights(folder, config))
 

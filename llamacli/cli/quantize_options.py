@@ -1,6 +1,7 @@
 """The command line of `quantize`: its options, and what contradicts what."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ import typer
 
 from llamacli.cli import options as opt
 from llamacli.cli.run_options import origin
-from llamacli.errors import RequestError, printable
+from llamacli.errors import LocalIOError, RequestError, printable
 
 _WEIGHTS, _QUALITY, _OUTPUT = "The weights", "Quality", "Output"
 
@@ -57,7 +58,7 @@ OutputOption = Annotated[
 ]
 ForceOption = Annotated[bool, opt.option(_OUTPUT, "--force", help="Replace a model that is there.")]
 DryRunOption = Annotated[
-    bool, opt.option(_OUTPUT, "--dry-run", help="Show the plan and the sizes, write nothing.")
+    bool, opt.option(_OUTPUT, "--dry-run", help="Show the plan and the sizes, write no model.")
 ]
 ReportOption = Annotated[
     Path | None, opt.option(_OUTPUT, "--report", help="Write the report as JSON, too.")
@@ -69,7 +70,9 @@ GroupSizeOption = Annotated[
 AlgorithmOption = Annotated[
     Algorithm,
     opt.option(
-        _WEIGHTS, "--algorithm", help="Round to nearest; search the clipping; half-quadratic."
+        _WEIGHTS,
+        "--algorithm",
+        help="Round to nearest (rtn), clip for the least error (mse), half-quadratic (hqq).",
     ),
 ]
 SkipOption = Annotated[
@@ -160,18 +163,39 @@ _EXCLUDED = {
 }
 
 
-def check(ctx: typer.Context, options: QuantizeOptions) -> None:
-    """Refuse what would otherwise be ignored.
+def checked(ctx: typer.Context, options: QuantizeOptions) -> QuantizeOptions:
+    """The options without contradictions: an option beats a variable that contradicts it.
 
     Raises:
-        RequestError: two options contradict each other, or one is missing.
+        RequestError: two options contradict each other, or one is missing or no number.
+        LocalIOError: the report cannot be written.
     """
     pairs = [(name, other) for name, others in _EXCLUDED.items() for other in others]
-    if options.bits is Bits.EIGHT and not any(bits == 4 for _, bits in options.mixed_bits):
+    if all(bits == 8 for _, bits in options.mixed_bits):
         pairs += [("bits", "group_size"), ("bits", "algorithm")]
+    defaults = QuantizeOptions()
     for pair in pairs:
         one, other = (origin(ctx, name) for name in pair)
-        if getattr(options, pair[0]) and "default" not in (one, other):
+        is_default = getattr(options, pair[0]) == getattr(defaults, pair[0])
+        if is_default or "default" in (one, other):
+            continue
+        variables = [name for name in pair if origin(ctx, name).startswith("LLAMACLI_")]
+        if len(variables) != 1:
             raise RequestError(f"{one} and {other} contradict each other")
+        options = replace(options, **{variables[0]: getattr(defaults, variables[0])})
     if options.output is None and not options.dry_run:
         raise RequestError("-o names the folder to write", hint="llamacli quantize MODEL -o DIR")
+    if options.target_kl is not None and math.isnan(options.target_kl):
+        raise RequestError(f"{origin(ctx, 'target_kl')} must be a number, got nan")
+    if options.report is not None:
+        _check_report(options.report)
+    return options
+
+
+def _check_report(path: Path) -> None:
+    """Before the work, not after it."""
+    if path.is_dir():
+        raise LocalIOError(f"{printable(path)} is a folder, not a file for the report")
+    if not path.parent.is_dir():
+        folder = printable(path.parent)
+        raise LocalIOError(f"the folder {folder} does not exist", hint="make it first")
