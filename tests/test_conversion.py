@@ -140,6 +140,16 @@ def test_other_dtypes_are_bfloat16_first(dtype: torch.dtype, tmp_path: Path) -> 
     assert_same(stored(tmp_path / "new"), expected_of(source, Recipe()))
 
 
+def test_integers_and_scalars_pass_unchanged(source: Path, tmp_path: Path) -> None:
+    others = {
+        "model.steps": torch.tensor(12345678901),
+        "model.factor": torch.tensor(0.5).bfloat16(),
+        "model.mask": torch.tensor([[True, False], [False, True]]),
+    }
+    convert(with_weights(source, tmp_path / "source", others), tmp_path / "new", Recipe())
+    assert_same(stored(tmp_path / "new"), expected_of(source, Recipe()) | others)
+
+
 def relative_error(weight: Tensor, parts: dict[str, Tensor]) -> float:
     """In float64, from the formulas: w' = q · scale + zero point, int8 without the latter."""
     scale, zero_point = (parts[part].double() for part in ("scale", "zero_point"))
