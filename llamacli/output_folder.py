@@ -108,9 +108,23 @@ def _locked(workplace: Path, path: Path) -> ExitStack:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise LocalIOError(f"another llamacli is writing {printable(path)}") from None
-            if os.path.samestat(os.fstat(descriptor), os.lstat(workplace)):
-                stack.callback(shutil.rmtree, workplace, ignore_errors=True)
+            if _is_at(workplace, descriptor):
+                stack.callback(_remove, workplace, descriptor)
                 return stack.pop_all()
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+
+
+def _remove(workplace: Path, descriptor: int) -> None:
+    try:
+        shutil.rmtree(workplace, ignore_errors=True)
+    except BaseException:  # the first signal; another one would end the process
+        with suppress(FileNotFoundError):
+            if _is_at(workplace, descriptor):
+                shutil.rmtree(workplace, ignore_errors=True)
+        raise
 
 
 def _sweep(workplace: Path) -> None:

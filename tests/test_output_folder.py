@@ -357,6 +357,23 @@ def test_a_signal_between_the_renames_leaves_one_whole_folder(
     assert os.listdir(old_out.parent) == ["out"]
 
 
+def test_a_signal_while_the_old_folder_is_removed_leaves_the_new_one_alone(
+    old_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(1, 10))
+
+    def interrupt(*_: Any) -> None:
+        if next(calls) == 1:
+            raise Interrupted(signal.SIGTERM)
+
+    real = os.unlink
+    monkeypatch.setattr(os, "unlink", lambda *args, **where: interrupt(real(*args, **where)))
+    with pytest.raises(Interrupted):
+        write(old_out, replace=True)
+    assert content(old_out) == NEW
+    assert os.listdir(old_out.parent) == ["out"]
+
+
 WRITE = """
 import os, signal, sys
 from pathlib import Path
