@@ -40,7 +40,7 @@ class Evaluator:
         """How far the model in this folder is from the first one."""
         from llamacli.evaluation import compare
 
-        begin(self._terminal, "evaluating what it became …")
+        begin(self._terminal, "evaluating the copy …")
         model = self._load(folder)
         return compare(model, self._windows, self._reference, progress=self._show_progress)
 
