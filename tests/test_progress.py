@@ -80,7 +80,7 @@ def test_fault_073_a_hostile_name_shows_itself() -> None:
 def test_a_note_stands_above_the_bar() -> None:
     note = "llamacli: note: " + "a stray tensor [red] " * 5
     window = Window(job(f"{UNTIL_SHOWN}terminal.note({note[16:]!r})\n"))
-    window.wait_for(NAME)
+    window.wait_for("llamacli: note: ")
     window.wait_for(NAME)
     told = [note[:80].rstrip(), note[80:].rstrip()]
     assert lines(window)[:2] == told

@@ -71,7 +71,7 @@ def _bar(terminal: Terminal, title: str, total_bytes: int, items: str) -> Iterat
         bar.update(task, advance=nbytes, items=begun, name=printable(name))
         if not live.is_started and (bar.tasks[task].elapsed or 0) >= SHORT_JOB_S:
             terminal.end_line()
-            live.start(refresh=True)
+            live.start()  # its thread draws: a signal, raised in this one, would tear a frame
             terminal.print_above = lambda text: live.console.print(Text(text), soft_wrap=True)
 
     try:
