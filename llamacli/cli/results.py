@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from llamacli.cli.console import Terminal
 from llamacli.cli.jobs import Job
 from llamacli.cli.prompt_sources import Records
-from llamacli.generation import Generation, Piece, Timings, Token
+from llamacli.generation import Generation, Piece, Token
+from llamacli.timings import Timings
 from llamacli.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
