@@ -12,6 +12,8 @@ class Timings:
     decode_s: float = 0.0
     prompt_tokens: int = 0
     decoded_tokens: int = 0  # by decode steps: the first token of each row is the prefill's
+    drafted_tokens: int = 0  # checked in decode steps
+    accepted_tokens: int = 0  # drafted tokens that saved a decode step
 
     @property
     def prefill_tokens_per_second(self) -> float:
