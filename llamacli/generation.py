@@ -206,7 +206,7 @@ class TokenStream:
         return logits
 
     def _make_draft(self) -> list[int]:
-        """What may follow the last token; several rows would accept, and cache, different numbers."""
+        """What may follow the last token. Rows of a batch would accept different numbers: none."""
         if self._lookup is None or len(self._rows) > 1:
             return []
         (row,) = self._rows
