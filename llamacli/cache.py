@@ -49,6 +49,10 @@ class KVCache:
         """Move the position past `count` tokens that every layer has been given."""
         self.length += count
 
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from position `length` on."""
+        self.length = length
+
     def keep_rows(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order.
 

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from llamacli.cache import KVCache
 from llamacli.config import LlamaConfig
 from llamacli.context_window import token_budget
+from llamacli.lookup import NgramLookup
 from llamacli.request import SamplingParams
 from llamacli.sampling import Sampler
 from llamacli.stop_strings import StopMatcher
 from llamacli.stream_decoder import StreamDecoder
+from llamacli.timings import Timings
 from llamacli.tokenizer import Tokenizer
 
 PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt's activations
@@ -59,32 +61,18 @@ class Token:
     finish_reason: FinishReason | None
 
 
-@dataclass(slots=True)
-class Timings:
-    """Where the time of one batch went, in seconds, and how many tokens it took."""
-
-    prefill_s: float = 0.0
-    time_to_first_token_s: float = 0.0  # prefill and the first choice
-    decode_s: float = 0.0
-    prompt_tokens: int = 0
-    decoded_tokens: int = 0  # by decode steps: the first token of each row is the prefill's
-
-    @property
-    def prefill_tokens_per_second(self) -> float:
-        """Prompt tokens per second."""
-        return self.prompt_tokens / self.prefill_s if self.prefill_s else 0.0
-
-    @property
-    def decode_tokens_per_second(self) -> float:
-        """Tokens of all rows per second, without the first of each row."""
-        return self.decoded_tokens / self.decode_s if self.decode_s else 0.0
-
-
 class TokenStream:
     """Iterates over the generated tokens of a batch, step by step, rows in order.
 
     Rows never influence each other: each has its own sampler and random generator, and leaves the
     batch when it is finished.
+
+    With `lookup`, a row that is alone in its batch is decoded speculatively. One decode step scores
+    the last token and a draft of what may follow; then the row's own sampler chooses at each
+    position in turn, and a drafted token is accepted where it is the token chosen. So the ids, the
+    random numbers spent and the distribution are those of ordinary decoding; only the rounding of
+    a step with several tokens may differ. Dynamic rotary positions follow the length of a step: a
+    model with these is never given a draft.
 
     Args:
         model: the language model.
@@ -93,6 +81,7 @@ class TokenStream:
         eos_token_ids: ids that end a row.
         vocab_size: ids from here on are never chosen (rows of padding in the embedding).
         static_cache: allocate the whole cache at once.
+        lookup: tokens of the longest draft; 0 is off.
 
     Raises:
         RequestError: an empty prompt, or one that leaves no room in the model's context.
@@ -107,6 +96,7 @@ class TokenStream:
         eos_token_ids: frozenset[int] = frozenset(),
         vocab_size: int | None = None,
         static_cache: bool = False,
+        lookup: int = 0,
     ) -> None:
         self.prompts, self.params = prompts, params
         self.timings = Timings(prompt_tokens=sum(map(len, prompts)))
@@ -131,6 +121,9 @@ class TokenStream:
         max_length = longest + max(self._budgets, default=0) if static_cache else None
         self._cache = KVCache(model.config.num_hidden_layers, max_length=max_length)
         self._attention_mask: Tensor | None = None  # (B, S), None without padding
+        scaling = model.config.rope_scaling
+        steady = scaling is None or scaling.rope_type != "dynamic"
+        self._lookup = NgramLookup(lookup) if lookup and steady else None
         self._finished: set[int] = set()
         self._rows = [row for row, budget in enumerate(self._budgets) if budget]
 
@@ -142,18 +135,37 @@ class TokenStream:
         if not self._rows:
             return
         start = time.perf_counter()
-        logits = self._prefill()
+        logits = self._prefill()[:, None]  # (B, T, V)
+        draft: list[int] = []
         while True:
             chosen = []
             for row, row_logits in zip(self._rows, logits, strict=True):
-                token = self._choose(row, row_logits)
-                if not self.timings.time_to_first_token_s:
-                    self.timings.time_to_first_token_s = time.perf_counter() - start
+                for token in self._choose_run(row, row_logits, draft):
+                    if not self.timings.time_to_first_token_s:
+                        self.timings.time_to_first_token_s = time.perf_counter() - start
+                    yield token
                 chosen.append(token.id)
-                yield token
             if not (chosen := self._drop_finished(chosen)):
                 return
-            logits = self._decode_step(chosen)
+            draft = self._make_draft()
+            logits = self._decode_step(chosen, draft)
+
+    def _choose_run(self, row: int, logits: Tensor, draft: list[int]) -> Iterator[Token]:
+        """One token of a row, and the next for as long as the draft has what is chosen.
+
+        Args:
+            row: the row.
+            logits: (T, V), after its last token and after each of the draft.
+            draft: T - 1 token ids, the last in the cache.
+        """
+        for accepted, drafted in enumerate([*draft, None]):
+            token = self._choose(row, logits[accepted])
+            yield token
+            if token.id != drafted or row in self._finished:
+                break
+        self._cache.truncate(self._cache.length - len(draft) + accepted)
+        self.timings.decoded_tokens += accepted
+        self.timings.accepted_tokens += accepted
 
     def _choose(self, row: int, logits: Tensor) -> Token:
         choice = self._samplers[row](logits)
@@ -193,18 +205,29 @@ class TokenStream:
         self.timings.prefill_s += time.perf_counter() - start
         return logits
 
+    def _make_draft(self) -> list[int]:
+        """What may follow the last token. Rows of a batch would accept different numbers: none."""
+        if self._lookup is None or len(self._rows) > 1:
+            return []
+        (row,) = self._rows
+        return self._lookup.draft(self._samplers[row].token_ids, self._budgets[row] - 1)
+
     @torch.inference_mode()
-    def _decode_step(self, token_ids: list[int]) -> Tensor:
-        """Logits (B, V) after one more token in each row."""
+    def _decode_step(self, token_ids: list[int], draft: list[int]) -> Tensor:
+        """Logits (B, T, V) after one more token in each row, and after each of the draft."""
         start = time.perf_counter()
-        input_ids = torch.tensor(token_ids, device=self._device)[:, None]  # (B, 1)
+        input_ids = torch.tensor([[i, *draft] for i in token_ids], device=self._device)  # (B, T)
         if self._attention_mask is not None:
-            one = self._attention_mask.new_ones(len(token_ids), 1)
-            self._attention_mask = torch.cat((self._attention_mask, one), dim=1)
-        logits = next_logits(self._model, input_ids, self._cache, self._attention_mask)
+            known = self._attention_mask[:, : self._cache.length]
+            self._attention_mask = torch.cat((known, known.new_ones(input_ids.shape)), dim=1)
+        hidden_states = self._model.model(
+            input_ids, cache=self._cache, attention_mask=self._attention_mask
+        )
+        logits = self._model.lm_head(hidden_states)
         self.timings.decode_s += time.perf_counter() - start
         self.timings.decoded_tokens += len(token_ids)
-        return logits
+        self.timings.drafted_tokens += len(draft)
+        return logits  # type: ignore[no-any-return]
 
 
 def next_logits(

@@ -15,7 +15,7 @@ import llamacli
 # A module imports from its own row and the rows above it, and no two import each other.
 ROWS = [
     # what needs the standard library alone
-    """errors json_files config request masks rope atomic context_window stop_strings
+    """errors json_files config request masks rope atomic context_window stop_strings lookup timings
     generation_config""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json

@@ -59,6 +59,17 @@ def test_rows_are_kept_in_the_order_asked_for() -> None:
     assert keys[:, 0, :, 0].tolist() == [[2, 2, 2, 2, 2, 9], [0, 0, 0, 0, 0, 9]]
 
 
+@pytest.mark.parametrize("max_length", [None, 7])
+def test_what_is_truncated_is_forgotten_and_written_over(max_length: int | None) -> None:
+    cache = KVCache(1, max_length=max_length)
+    cache.update(0, entry(1, 6), entry(1, 6))
+    cache.advance(6)
+    cache.truncate(4)
+    keys, values = cache.update(0, entry(2, 3), entry(3, 3))
+    assert keys[0, 0, :, 0].tolist() == [1, 1, 1, 1, 2, 2, 2]
+    assert values[0, 0, :, 0].tolist() == [1, 1, 1, 1, 3, 3, 3]
+
+
 def test_fault_036_memory_follows_use_not_the_context() -> None:
     cache = KVCache(1)
     keys, _ = cache.update(0, entry(0.0, 1), entry(0.0, 1))

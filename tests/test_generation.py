@@ -4,7 +4,9 @@ import torch
 from llamacli.cache import KVCache
 from llamacli.errors import CheckpointError, RequestError
 from llamacli.generation import TokenStream, next_logits
+from llamacli.model import LlamaForCausalLM
 from llamacli.request import SamplingParams
+from tests.command_line import TALE, write_chain
 from tests.tiny import random_ids, reference, twin
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=30)
@@ -111,3 +113,79 @@ def test_next_logits_in_chunks_equal_the_whole(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("llamacli.generation.PREFILL_CHUNK", 7)
     chunked = next_logits(MODEL, ids, KVCache(2), mask)
     torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-5)
+
+
+# --------------------------------------------------------------------------------------- lookup
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
+    """Says the same nine tokens again and again."""
+    folder = tmp_path_factory.mktemp("models") / "chain"
+    write_chain(folder, TALE, loop=True, max_position_embeddings=256)
+    return LlamaForCausalLM.from_pretrained(folder)
+
+
+def decode_steps(stream: TokenStream, model: LlamaForCausalLM) -> int:
+    """How often the model is called after the prefill."""
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    with model.model.register_forward_hook(count):
+        ids_of(stream)
+    return calls - 1
+
+
+def test_a_text_that_repeats_itself_takes_few_steps(chain: LlamaForCausalLM) -> None:
+    long = SamplingParams(temperature=0.0, max_new_tokens=200)
+    stream = TokenStream(chain, [[300]], [long], lookup=8)
+    steps = decode_steps(stream, chain)
+    timings = stream.timings
+    assert steps <= 11 + 3 + 190 / 9  # until it repeats, until the draft has grown, from then on
+    assert timings.decoded_tokens == steps + timings.accepted_tokens == 199
+    assert timings.accepted_tokens == timings.drafted_tokens
+
+
+def test_a_text_that_does_not_repeat_itself_takes_a_step_a_token() -> None:
+    once = SamplingParams(temperature=0.0, max_new_tokens=30, no_repeat_ngram_size=3)
+    stream = TokenStream(MODEL, [prompt(9)], [once], lookup=8)
+    assert decode_steps(stream, MODEL) == 29
+    assert stream.timings.drafted_tokens == 0
+
+
+def test_wrong_drafts_are_few(chain: LlamaForCausalLM) -> None:
+    nine = range(10, 19)
+    pairs = [token_id for one in nine for other in nine for token_id in (one, other)]
+    params = SamplingParams(
+        temperature=1000.0, logit_bias=dict.fromkeys(nine, 1e6), seed=1, max_new_tokens=90
+    )  # each of the nine is as probable
+    stream = TokenStream(chain, [pairs], [params], lookup=8)
+    assert decode_steps(stream, chain) >= 80
+    assert 0 < stream.timings.drafted_tokens <= 9
+
+
+def test_the_last_row_of_a_padded_batch_is_decoded_with_drafts() -> None:
+    few = dict.fromkeys((5, 6, 7), 30.0)
+    prompts = [prompt(20), prompt(3, 2)]
+    params = [SamplingParams(seed=3, max_new_tokens=n, logit_bias=few) for n in (3, 40)]
+    expected = ids_of(TokenStream(MODEL, prompts, params))
+    stream = TokenStream(MODEL, prompts, params, lookup=4)
+    assert ids_of(stream) == expected
+    assert 0 < stream.timings.accepted_tokens < stream.timings.drafted_tokens
+
+
+def test_a_batch_has_no_drafts(chain: LlamaForCausalLM) -> None:
+    stream = TokenStream(chain, [[300], [301]], [GREEDY, GREEDY], lookup=8)
+    assert decode_steps(stream, chain) == 29
+    assert stream.timings.drafted_tokens == 0
+
+
+def test_positions_that_follow_the_length_of_a_step_allow_no_draft() -> None:
+    long = SamplingParams(temperature=0.0, max_new_tokens=100)
+    model = twin(reference("dynamic"))
+    stream = TokenStream(model, [[5, 6, 7] * 10], [long], lookup=8)
+    assert ids_of(stream) == ids_of(TokenStream(model, [[5, 6, 7] * 10], [long]))
+    assert stream.timings.drafted_tokens == 0

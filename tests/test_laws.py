@@ -1,13 +1,14 @@
 """What must hold for every model, prompt and seed."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
 from llamacli.cache import KVCache
-from llamacli.generation import TokenStream
+from llamacli.generation import Token, TokenStream
 from llamacli.request import SamplingParams
 from tests.tiny import KINDS, random_ids, reference, twin
 
@@ -75,3 +76,56 @@ def test_the_same_seed_gives_the_same_ids(seed: int) -> None:
         for _ in range(2)
     ]
     assert runs[0] == runs[1]
+
+
+# Three likely tokens: the text repeats itself now and then, so drafts are right, wrong and both.
+FEW = dict.fromkeys((5, 6, 7), 30.0)
+
+
+def spoken(stream: TokenStream, stop_after: int) -> list[Token]:
+    """Its tokens, up to so many; then the row is finished from outside, as a stop string does."""
+    tokens = []
+    for token in stream:
+        tokens.append(token)
+        if len(tokens) == stop_after:
+            stream.finish(0)
+    return tokens
+
+
+@settings(max_examples=60)
+@given(
+    prompt=st.lists(st.integers(5, 8), min_size=1, max_size=30),
+    params=st.builds(
+        SamplingParams,
+        temperature=st.sampled_from([0.0, 1.0, 30.0]),
+        top_p=st.sampled_from([1.0, 0.9]),
+        repetition_penalty=st.sampled_from([1.0, 1.2]),
+        frequency_penalty=st.sampled_from([0.0, 0.5]),
+        min_new_tokens=st.sampled_from([0, 20]),
+        max_new_tokens=st.integers(20, 70),
+        logit_bias=st.just(FEW),
+        logprobs=st.just(1),
+        seed=st.integers(0, 99),
+    ),
+    kind=st.sampled_from(["plain", "llama3"]),
+    static_cache=st.booleans(),
+    eos_token_ids=st.sampled_from([frozenset(), frozenset({7})]),
+    lookup=st.integers(1, 9),
+    stop_after=st.integers(5, 150),
+)
+def test_lookup_changes_no_token(
+    prompt: list[int],
+    params: SamplingParams,
+    kind: str,
+    lookup: int,
+    stop_after: int,
+    **options: Any,
+) -> None:
+    plain, drafted = (
+        spoken(TokenStream(MODELS[kind], [prompt], [params], lookup=n, **options), stop_after)
+        for n in (0, lookup)
+    )
+    assert [(t.id, t.finish_reason) for t in drafted] == [(t.id, t.finish_reason) for t in plain]
+    for token, expected in zip(drafted, plain, strict=True):
+        assert token.logprob == pytest.approx(expected.logprob, abs=1e-4)
+        assert token.alternatives[0][1] == pytest.approx(expected.alternatives[0][1], abs=1e-4)

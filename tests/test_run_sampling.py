@@ -1,6 +1,7 @@
 """`llamacli run`: how the text is chosen, where it ends, where the values come from."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from llamacli.model import LlamaForCausalLM
 from llamacli.tokenizer import Tokenizer
 from llamacli.tokenizer_fast import load_tokenizer
-from tests.command_line import TALE, greedy, here, record, refused, run
+from tests.command_line import TALE, greedy, here, record, refused, run, write_chain
 
 # --------------------------------------------------------------------------------------- sampling
 
@@ -35,6 +36,7 @@ BAD_VALUES = {
     "logprobs": ("--logprobs", "-1 101"),
     "counts": ("--num-samples", "0 many"),
     "batches": ("--batch-size", "0"),
+    "lookup": ("--lookup", "-1 many"),
     "choices": ("--dtype", "int8"),
 }
 
@@ -160,6 +162,46 @@ def test_the_end_can_be_ignored_or_put_off(tale: Path) -> None:
     late = record(tale, "The", "-n", 30, "--min-new-tokens", 15)
     assert 15 <= late["usage"]["completion_tokens"] <= 30
     assert 2 not in late["token_ids"][:15]
+
+
+# ---------------------------------------------------------------------------------------- lookup
+
+
+@pytest.fixture(scope="module")
+def refrain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that says the tale again and again."""
+    folder = tmp_path_factory.mktemp("models") / "refrain"
+    write_chain(folder, TALE, loop=True, max_position_embeddings=256)
+    return folder
+
+
+@pytest.mark.parametrize("limits", [("-n", 100), ("-n", -1), ("--stop", "follows sun mo")], ids=str)
+def test_lookup_changes_the_timings_alone(refrain: Path, limits: tuple[object, ...]) -> None:
+    told = "The moon sees river. The bird follows sun moon sees river. The"
+    asked = (told, "--logprobs", 1, "--seed", 3, *limits)
+    plain, drafted = record(refrain, *asked), record(refrain, *asked, "--lookup", 8)
+    timings, others = drafted.pop("timings"), plain.pop("timings")
+    assert drafted == plain
+    assert timings.keys() == others.keys()
+    assert timings["drafted_tokens"] >= timings["accepted_tokens"] > 0
+    assert others["drafted_tokens"] == others["accepted_tokens"] == 0
+
+
+def test_stats_tell_how_many_drafted_tokens_were_accepted(refrain: Path) -> None:
+    asked = ("-n", 30, "--greedy", "--stats", "--lookup", 4)
+    row = r"lookup {7}(\d+) of \1 drafted tokens accepted, 100%"
+    assert re.search(row, run(refrain, "The", *asked).err)
+    nothing = run(refrain, "The", "-n", 3, "--stats", "--lookup", 4)
+    assert "lookup       0 of 0 drafted tokens accepted, 0%" in nothing.err
+
+
+def test_one_note_tells_that_a_batch_has_no_lookup(refrain: Path) -> None:
+    several = ("The", "-n", 2, "--greedy", "--num-samples", 3, "--lookup", 4)
+    (line,) = run(refrain, *several, "--batch-size", 2).err.splitlines()
+    assert line.startswith("llamacli: note: --lookup")
+    assert "--batch-size 1" in line
+    assert run(refrain, *several, "--batch-size", 1).err == ""
+    assert run(refrain, *several[:4], "--lookup", 4).err == ""
 
 
 # ---------------------------------------------------------------------- where the values come from

@@ -142,6 +142,16 @@ AttnImplementationOption = Annotated[
     AttnImplementation,
     option(_MODEL, "--attn-implementation", help="Fused attention, or plain matrix products."),
 ]
+LookupOption = Annotated[
+    int,
+    option(
+        _MODEL,
+        "--lookup",
+        metavar="N",
+        min=0,
+        help="Try up to N tokens a step where the text repeats itself; 0 is off.",
+    ),
+]
 CheckTensorsOption = Annotated[
     bool, option(_MODEL, "--check-tensors", help="Look for NaN and infinity in the weights.")
 ]

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from llamacli.cli.console import Terminal
 from llamacli.cli.jobs import Job
 from llamacli.cli.prompt_sources import Records
-from llamacli.generation import Generation, Piece, Timings, Token
+from llamacli.generation import Generation, Piece, Token
+from llamacli.timings import Timings
 from llamacli.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
@@ -44,6 +45,7 @@ class RunFacts:
     device: str
     dtype: str
     load_s: float
+    lookup: int
     tokenizer: Tokenizer
 
 
@@ -174,6 +176,8 @@ def result_record(index: int, result: Result, facts: RunFacts) -> dict[str, Any]
             "decode_s": round(timings.decode_s, 6),
             "prefill_tokens_per_second": round(timings.prefill_tokens_per_second, 3),
             "decode_tokens_per_second": round(timings.decode_tokens_per_second, 3),
+            "drafted_tokens": timings.drafted_tokens,
+            "accepted_tokens": timings.accepted_tokens,
         },
         "logprobs": _logprobs(tokens, facts.tokenizer),
         "model": facts.model,
@@ -209,16 +213,26 @@ def stats_table(results: Sequence[Result], facts: RunFacts) -> str:
         "prefill": _speed(prompt, prefill_s),
         "first token": f"{batches[0].time_to_first_token_s:.3f} s" if batches else "",
         "decode": _speed(decoded, decode_s),
+        "lookup": _acceptance(batches),
         "peak memory": f"{peak_memory_bytes() / 1e9:.2f} GB",
         "seed": seeds + (", …" if len(results) > 5 else ""),
         "finished by": ", ".join(f"{name} ({n})" if n > 1 else name for name, n in ends.items()),
     }
+    if not facts.lookup:
+        del rows["lookup"]
     return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
 
 
 def _speed(tokens: int, seconds: float) -> str:
     rate = tokens / seconds if seconds else 0.0
     return f"{tokens:,} tokens in {seconds:.3f} s, {rate:,.1f} tokens/s"
+
+
+def _acceptance(batches: Sequence[Timings]) -> str:
+    drafted = sum(timings.drafted_tokens for timings in batches)
+    accepted = sum(timings.accepted_tokens for timings in batches)
+    rate = accepted / drafted if drafted else 0.0
+    return f"{accepted:,} of {drafted:,} drafted tokens accepted, {rate:.0%}"
 
 
 def _end(result: Result, tokenizer: Tokenizer) -> str:

@@ -72,6 +72,8 @@ def generate_all(terminal: Terminal, options: RunOptions) -> None:
     load_s = opened - started + time.perf_counter() - planned
     facts = describe(options, folder, model, load_s)
     output = choose_output(terminal, options, facts)
+    if options.lookup and min(len(jobs), options.batch_size) > 1:
+        terminal.note("--lookup helps only the last text of a batch; add --batch-size 1")
     longest = max(len(job.prompt_ids) for job in jobs)
     terminal.status(f"reading the prompt: {longest:,} tokens …")
     results: list[Result] = []
@@ -177,6 +179,7 @@ def describe(
         device=str(weight.device),
         dtype=str(weight.dtype).removeprefix("torch."),
         load_s=load_s,
+        lookup=options.lookup,
         tokenizer=folder.tokenizer,
     )
 
@@ -205,6 +208,7 @@ def start_batch(
         eos_token_ids=folder.eos_token_ids,
         vocab_size=folder.tokenizer.vocab_size,
         static_cache=options.cache_implementation is CacheImplementation.STATIC,
+        lookup=options.lookup,
     )
 
 

@@ -35,6 +35,7 @@ class RunOptions:
     threads: opt.ThreadsOption = None
     cache_implementation: opt.CacheImplementationOption = opt.CacheImplementation.DYNAMIC
     attn_implementation: opt.AttnImplementationOption = opt.AttnImplementation.SDPA
+    lookup: opt.LookupOption = 0
     check_tensors: opt.CheckTensorsOption = False
     prompt_file: opt.PromptFileOption = None
     lines: opt.LinesOption = False
