@@ -45,6 +45,31 @@ class KVCache:
         all_values[:, :, self.length : end] = values
         return all_keys[:, :, :end], all_values[:, :, :end]
 
+    def reserve(self, new: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Make room in every layer for the T tokens that follow; who asks writes them himself.
+
+        Args:
+            new: (B, K, T, D), of which only shape, dtype and device count.
+
+        Returns:
+            for each layer keys and values, (B, K, capacity, D), all of one capacity.
+
+        Raises:
+            RequestError: a static cache is full, or these are no keys of the same rows and model.
+        """
+        held = self._keys[0]
+        if held is not None and _kind(held) != _kind(new):
+            raise RequestError(f"the cache holds keys of {_kind(held)}, not {_kind(new)}")
+        end = self.length + new.shape[2]
+        self._keys = [self._room(keys, new, end) for keys in self._keys]
+        self._values = [self._room(values, new, end) for values in self._values]
+        pairs = zip(self._keys, self._values, strict=True)
+        return [(k, v) for k, v in pairs if k is not None and v is not None]
+
+    def holds(self, keys: Tensor, count: int) -> bool:
+        """Whether these are still the first layer's keys, with room for `count` tokens more."""
+        return self._keys[0] is keys and self.length + count <= keys.shape[2]
+
     def advance(self, count: int) -> None:
         """Move the position past `count` tokens that every layer has been given."""
         self.length += count
@@ -74,3 +99,9 @@ class KVCache:
         if buffer is not None:
             larger[:, :, : self.length] = buffer[:, :, : self.length]
         return larger
+
+
+def _kind(keys: Tensor) -> str:
+    """What all keys of a cache have in common."""
+    rows, heads, _, head_dim = keys.shape
+    return f"{rows} rows, {heads} heads of {head_dim} {keys.dtype}"

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from llamacli.checkpoint import Checkpoint, Weight
+from llamacli.checkpoint import Checkpoint
 from llamacli.errors import CheckpointError, first_five
 from llamacli.quantization import Scheme, quantize
 from llamacli.quantized_linear import quantized_linear
@@ -56,12 +56,14 @@ def load_into(
     """
     sources = _sources(module, checkpoint, schemes)
 
-    def read(name: str) -> Weight:
+    def read(name: str) -> Tensor | nn.Module:
         weight = checkpoint.read(name)
-        if not isinstance(weight, Tensor):
-            return weight.to(device)
-        weight = weight.to(device=device, dtype=dtype)
-        return quantize(weight, schemes[name]) if name in schemes else weight
+        if isinstance(weight, Tensor):
+            weight = weight.to(device=device, dtype=dtype)
+            if name not in schemes:
+                return weight
+            weight = quantize(weight, schemes[name])
+        return quantized_linear(weight.to(device), None)  # in its final form: no second copy
 
     names = set(sources.values())
     sizes = {name: info.nbytes for name, info in checkpoint.tensors.items() if name in names}
@@ -70,12 +72,12 @@ def load_into(
 
 
 def _read_all(
-    read: Callable[[str], Weight],
+    read: Callable[[str], Tensor | nn.Module],
     sizes: Mapping[str, int],
     progress: Callable[[int, int], object] | None,
-) -> dict[str, Weight]:
-    """The weights of these names, read in this order by several threads."""
-    weights: dict[str, Weight] = {}
+) -> dict[str, Tensor | nn.Module]:
+    """What is read of these names, in this order by several threads."""
+    weights: dict[str, Tensor | nn.Module] = {}
     done, total = 0, sum(sizes.values())
     with ThreadPoolExecutor(READING_THREADS) as pool:
         results = pool.map(read, sizes)
@@ -89,7 +91,7 @@ def _read_all(
     return weights
 
 
-def _place(module: nn.Module, weights: Mapping[nn.Parameter, Weight]) -> None:
+def _place(module: nn.Module, weights: Mapping[nn.Parameter, Tensor | nn.Module]) -> None:
     tensors = {
         parameter: nn.Parameter(weight, requires_grad=parameter.requires_grad)
         for parameter, weight in weights.items()
@@ -101,7 +103,8 @@ def _place(module: nn.Module, weights: Mapping[nn.Parameter, Weight]) -> None:
         if isinstance(weight, Tensor):
             setattr(owner, attribute, tensors[parameter])
         else:
-            module.set_submodule(path, quantized_linear(weight, owner.bias))  # type: ignore[arg-type]
+            weight.bias = owner.bias
+            module.set_submodule(path, weight)
 
 
 def _sources(

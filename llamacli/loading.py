@@ -23,6 +23,7 @@ from llamacli.checkpoint import (
 from llamacli.config import DTYPES, LlamaConfig
 from llamacli.errors import RequestError, ResourceError, printable
 from llamacli.generation_config import GenerationConfig
+from llamacli.kernels.decode_step import install
 from llamacli.load_into import load_into
 from llamacli.model_folder import read_config
 from llamacli.quantization import Scheme
@@ -120,6 +121,7 @@ class PreTrainedModel(nn.Module):
 
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+ValueT = TypeVar("ValueT")
 
 
 def open_weights(folder: Path, config: LlamaConfig) -> Checkpoint:
@@ -153,7 +155,6 @@ def load_model(
     target = choose_device(device)
     with torch.device("meta"), _WithoutInit():
         model = cls(config, attn_implementation=attn_implementation)
-    opened = _named_for(model, opened)
     stored = next(iter(opened.tensors.values())).dtype
     schemes: dict[str, Scheme] = {}
     if recipe is not None:
@@ -161,7 +162,10 @@ def load_model(
         schemes = {name: planned.scheme for name, planned in plan.items() if planned.scheme}
         stored = next(iter(plan.values())).dtype
     chosen = choose_dtype(dtype, stored, target)
+    opened = dataclasses.replace(opened, tensors=_named_for(model, opened.tensors))
+    schemes = _named_for(model, schemes)
     load_into(model, opened, dtype=chosen, device=target, schemes=schemes, progress=progress)
+    install(model)
     return model.eval()
 
 
@@ -179,23 +183,21 @@ class _WithoutInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _named_for(model: PreTrainedModel, opened: Checkpoint) -> Checkpoint:
-    """The checkpoint with or without the prefix of a model with a head, as the model needs it.
+def _named_for(model: PreTrainedModel, values: Mapping[str, ValueT]) -> dict[str, ValueT]:
+    """What stands under a checkpoint's names, under those that the model has.
 
-    So a `LlamaModel` reads the checkpoint of a model with a head, whose own tensors it leaves
-    aside, and a model with a head that of a `LlamaModel`.
+    They begin with the prefix of a model with a head, or do not. So a `LlamaModel` reads the
+    checkpoint of a model with a head, whose own tensors it leaves aside, and a model with a head
+    that of a `LlamaModel`.
     """
     prefix = f"{model.base_model_prefix}."
     has_head = hasattr(model, model.base_model_prefix)
-    prefixed = [name for name in opened.tensors if name.startswith(prefix)]
+    prefixed = [name for name in values if name.startswith(prefix)]
     if has_head and not prefixed:
-        names = {name: prefix + name for name in opened.tensors}
-    elif prefixed and not has_head:
-        names = {name: name.removeprefix(prefix) for name in prefixed}
-    else:
-        return opened
-    tensors = {ours: opened.tensors[theirs] for theirs, ours in names.items()}
-    return dataclasses.replace(opened, tensors=tensors)
+        return {prefix + name: value for name, value in values.items()}
+    if prefixed and not has_head:
+        return {name.removeprefix(prefix): values[name] for name in prefixed}
+    return dict(values)
 
 
 # ----------------------------------------------------------------------------------------------

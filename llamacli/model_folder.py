@@ -1,5 +1,8 @@
 """Everything of a model but its weights, read without torch: the errors that can come early."""
 
+import os
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +30,11 @@ class ModelFolder:
     config: LlamaConfig
     generation_config: GenerationConfig
     tokenizer: Tokenizer
+
+    def read_ahead(self) -> None:
+        """Have the system read the weights into its cache, while there are other things to do."""
+        files = sorted(self.path.glob("*.safetensors"))
+        threading.Thread(target=_read_ahead, args=(files,), daemon=True).start()
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -61,6 +69,13 @@ class ModelFolder:
             generation_config=GenerationConfig.from_folder(path),
             tokenizer=tokenizer,
         )
+
+
+def _read_ahead(files: list[Path]) -> None:
+    with suppress(OSError, AttributeError):  # a hint, which macOS does not know
+        for path in files:
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def read_config(folder: Path) -> LlamaConfig:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llamacli.kernels import native
 from llamacli.quantization import Int4Weight, Int8Weight, QuantizedWeight, unpack_int4
 
 BLOCK_ROWS = 512  # of a weight, unpacked at once
@@ -28,6 +29,8 @@ _OPERATOR_GROUPS = (32, 64, 128, 256)
 
 def quantized_linear(weight: QuantizedWeight, bias: nn.Parameter | None) -> nn.Module:
     """The layer that is fastest with such a weight on the device where it is."""
+    if native.fits(weight):
+        return TiledLinear(weight, bias)
     if isinstance(weight, Int8Weight):
         return Int8Linear(weight, bias)
     fits = weight.shape[0] % _TILE_ROWS == 0 and weight.group_size in _OPERATOR_GROUPS
@@ -38,11 +41,46 @@ def quantized_linear(weight: QuantizedWeight, bias: nn.Parameter | None) -> nn.M
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether it is one of these layers."""
-    return isinstance(module, Int8Linear | Int4Linear | PackedInt4Linear)
+    return isinstance(module, TiledLinear | Int8Linear | Int4Linear | PackedInt4Linear)
 
 
 def _add(out: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias
+
+
+class TiledLinear(nn.Module):
+    """x · Wᵀ + bias by the C kernels, which read W as tiles; it lives on the CPU."""
+
+    tiles: Tensor  # bytes
+
+    def __init__(self, weight: QuantizedWeight, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.register_buffer("tiles", native.pack(weight))
+        self.bias = bias
+        n, k = weight.shape
+        bits, size = (4, weight.group_size) if isinstance(weight, Int4Weight) else (8, k)
+        self._sizes = n, k, bits, size
+
+    @property
+    def matrix(self) -> native.Matrix:
+        """The weight where it is now: copies and `share_memory` move the tiles."""
+        return native.Matrix(self.tiles.data_ptr(), None, *self._sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, K) → (…, N)."""
+        rows = x.reshape(-1, x.shape[-1])  # (M, K)
+        is_dense = len(rows) > native.dense_rows() or rows.requires_grad
+        multiply = self._dense if is_dense else self._tiled
+        return _add(torch.unflatten(multiply(rows), 0, x.shape[:-1]), self.bias)
+
+    def _tiled(self, rows: Tensor) -> Tensor:
+        return native.multiply(self.matrix, rows.bfloat16()).to(rows.dtype)
+
+    def _dense(self, rows: Tensor) -> Tensor:
+        step = BLOCK_ROWS // native.TILE
+        starts = range(0, -(-self.matrix.n // native.TILE), step)
+        blocks = (native.unpack(self.matrix, at, at + step).to(rows.dtype) for at in starts)
+        return torch.cat([F.linear(rows, block) for block in blocks], dim=-1)
 
 
 class Int8Linear(nn.Module):

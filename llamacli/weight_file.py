@@ -7,7 +7,6 @@ the process (SIGBUS), a short read is an error like any other.
 """
 
 import json
-import mmap
 import os
 import re
 import stat
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llamacli.errors import CheckpointError, LocalIOError, NotFoundError, ResourceError, printable
+from llamacli.memory import allocate
 
 MAX_HEADER_BYTES = 100_000_000  # the library's limit
 DTYPES = {
@@ -170,13 +170,11 @@ class WeightFile:
             ResourceError: no memory.
         """
         try:
-            # A mapping of its own is given back at once when the tensor is dropped after a cast;
-            # malloc keeps such holes, and the process grows to twice the model.
-            memory = mmap.mmap(-1, info.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory = allocate(info.nbytes)
         except OSError as problem:
             message = f"no memory for a tensor of {info.nbytes:,} bytes"
             raise ResourceError(f"{self.name}: {message}") from problem
-        view = memoryview(memory)
+        view = memory.numpy().data
         done = 0
         while done < info.nbytes:
             try:
@@ -186,7 +184,7 @@ class WeightFile:
             if count == 0:
                 raise CheckpointError(f"{self.name} became shorter while it was read")
             done += count
-        return torch.frombuffer(memory, dtype=info.dtype).view(info.shape)
+        return memory.view(info.dtype).view(info.shape)
 
 
 def _refuse_duplicates(header: bytes, where: str) -> None:

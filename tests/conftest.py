@@ -1,5 +1,7 @@
 import os
 import shutil
+import site
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,13 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, max_exa
 settings.load_profile("repeatable")
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_configure() -> None:
+    """Tests import this folder; where `pip install .` compiled the kernels is another one."""
+    import llamacli.kernels
+
+    llamacli.kernels.__path__ += [f"{path}/llamacli/kernels" for path in site.getsitepackages()]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,6 +56,23 @@ def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tale"
     write_chain(folder, TALE)
     return folder
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def kernel_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each set of kernels that this CPU can run, in use."""
+    from llamacli.kernels.native import kernels
+
+    library = kernels()
+    if library is None:
+        if os.environ.get("CI") and shutil.which("cc"):
+            pytest.fail("there is a C compiler, but the kernels were not compiled")
+        pytest.skip("the kernels are not compiled")
+    before = library.llamacli_name()
+    if not library.llamacli_use(request.param.encode()):
+        pytest.skip(f"this CPU has no {request.param}")
+    yield request.param
+    library.llamacli_use(before)
 
 
 @pytest.fixture

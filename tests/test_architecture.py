@@ -22,9 +22,9 @@ ROWS = [
     tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken stream_decoder prompts
     template_worker logit_bias hub model_folder""",
     # tensors
-    """cache sampling quantization quantized_linear weight_file torchao_format checkpoint_index
-    checkpoint checkpoint_writer load_into quantization_plan torchao_config conversion
-    output_folder""",
+    """cache memory sampling quantization kernels kernels.native quantized_linear
+    kernels.decode_step weight_file torchao_format checkpoint_index checkpoint checkpoint_writer
+    load_into quantization_plan torchao_config conversion output_folder""",
     "generation evaluation quantization_report",
     "loading",
     "model",

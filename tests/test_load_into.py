@@ -16,6 +16,7 @@ from llamacli import load_into as loading
 from llamacli.checkpoint import Checkpoint, Weight, open_checkpoint, save_state_dict
 from llamacli.config import LlamaConfig
 from llamacli.errors import CheckpointError, ResourceError
+from llamacli.kernels import native
 from llamacli.load_into import READING_THREADS, load_into
 from llamacli.model import LlamaForCausalLM
 from llamacli.quantization import Scheme, quantize, quantize_int8
@@ -26,6 +27,12 @@ from tests.tiny import SIZES
 
 MEGABYTE = 1_000_000
 NAMES = [name for name, _ in LlamaForCausalLM(LlamaConfig(**SIZES)).named_parameters()]
+
+
+@pytest.fixture(autouse=True)
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers that torch computes."""
+    monkeypatch.setattr(native, "fits", lambda weight: False)
 
 
 def empty_model(**changed: object) -> LlamaForCausalLM:

@@ -1,4 +1,4 @@
-"""Layers that compute with small integers: the dequantized matmul is the oracle."""
+"""Layers that compute with small integers by torch: the dequantized matmul is the oracle."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llamacli import quantized_linear as layers
+from llamacli.kernels import native
 from llamacli.quantization import QuantizedWeight, quantize_int4, quantize_int8
 from llamacli.quantized_linear import (
     BLOCK_ROWS,
@@ -18,6 +19,12 @@ from llamacli.quantized_linear import (
 
 ROWS = [1, 3, FEW_ROWS, FEW_ROWS + 1, 130]
 DTYPES = [torch.bfloat16, torch.float32]
+
+
+@pytest.fixture(autouse=True)
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers that torch computes."""
+    monkeypatch.setattr(native, "fits", lambda weight: False)
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_a_model_quantized_while_loading_is_the_one_that_quantize_writes(folder:
 
 
 def test_named_modules_and_the_base_model(folder: Path) -> None:
-    config = TorchAoConfig("int8_weight_only", ["mlp", "layers.0.self_attn.q_proj"])
+    config = TorchAoConfig("int8_weight_only", ["mlp", "layers.0.self_attn.q_proj", "lm_head"])
     base = LlamaModel.from_pretrained(folder, quantization_config=config, device="cpu")
     quantized = {name for name, module in base.named_modules() if is_quantized(module)}
     assert "layers.0.self_attn.k_proj" in quantized

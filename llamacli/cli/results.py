@@ -44,6 +44,7 @@ class RunFacts:
     revision: str | None
     device: str
     dtype: str
+    kernels: str  # what computes: "avx512", …, or "torch"
     load_s: float
     lookup: int
     tokenizer: Tokenizer
@@ -209,7 +210,7 @@ def stats_table(results: Sequence[Result], facts: RunFacts) -> str:
     seeds = ", ".join(str(result.job.params.seed) for result in results[:5])
     ends = Counter(_end(result, facts.tokenizer) for result in results)
     rows = {
-        "load": f"{facts.load_s:.2f} s ({facts.dtype} on {facts.device})",
+        "load": f"{facts.load_s:.2f} s ({facts.dtype} on {facts.device}, {facts.kernels} kernels)",
         "prefill": _speed(prompt, prefill_s),
         "first token": f"{batches[0].time_to_first_token_s:.3f} s" if batches else "",
         "decode": _speed(decoded, decode_s),

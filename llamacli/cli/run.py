@@ -98,7 +98,9 @@ def open_folder(terminal: Terminal, options: RunOptions) -> "ModelFolder":
     terminal.status("reading the model …")
     model = DEMO_FOLDER if options.model is None else options.model
     snapshot = hub.resolve(model, revision=options.revision, offline=options.offline)
-    return ModelFolder.open(snapshot)
+    folder = ModelFolder.open(snapshot)
+    folder.read_ahead()  # import torch takes a second
+    return folder
 
 
 def plan_jobs(
@@ -171,6 +173,7 @@ def describe(
 ) -> "RunFacts":
     """What all results share."""
     from llamacli.cli.results import RunFacts
+    from llamacli.kernels.decode_step import kernel_set
 
     weight = model.model.norm.weight  # never quantized
     return RunFacts(
@@ -178,6 +181,7 @@ def describe(
         revision=folder.revision,
         device=str(weight.device),
         dtype=str(weight.dtype).removeprefix("torch."),
+        kernels=kernel_set(model),
         load_s=load_s,
         lookup=options.lookup,
         tokenizer=folder.tokenizer,

@@ -1,0 +1,1 @@
+"""CPU kernels in C: sources, binding, and the decode step built on them."""

@@ -1,0 +1,516 @@
+/* Threads, packing, whole products and whole decode steps; what Python calls. */
+
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#define EXPORT __attribute__((visibility("default")))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+
+/* ------------------------------------------------------------------------------ instruction sets */
+
+static const struct kernels *best(void) {
+#ifdef LLAMACLI_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"))
+        return &kernels_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return &kernels_avx2;
+#endif
+    return &kernels_portable;
+}
+
+static const struct kernels *kernels;
+
+/* Use the kernels of this name, or the best where it is null; false if they cannot run here. */
+EXPORT int llamacli_use(const char *name) {
+    const struct kernels *fastest = best();
+    const struct kernels *known[] = {
+        &kernels_portable,
+#ifdef LLAMACLI_X86
+        &kernels_avx2,
+        &kernels_avx512,
+#endif
+    };
+    if (name == NULL) {
+        kernels = fastest;
+        return 1;
+    }
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (strcmp(known[i]->name, name) == 0) {
+            kernels = known[i];
+            return 1;
+        }
+        if (known[i] == fastest) /* those after it cannot run */
+            break;
+    }
+    return 0;
+}
+
+EXPORT const char *llamacli_name(void) {
+    return kernels->name;
+}
+
+/* -------------------------------------------------------------------------------------- threads
+ *
+ * The caller is thread 0. The others wait for work: briefly awake, since the next call mostly
+ * comes at once, then asleep.
+ */
+
+enum { AWAKE = 2000, MAX_THREADS = 256 };
+
+typedef void job(int thread, int threads, void *argument);
+
+static struct {
+    pthread_mutex_t busy; /* one job at a time */
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    job *run;
+    void *argument;
+    int threads, started;
+    atomic_uint generation, done;
+    atomic_uint arrived, phase; /* of the barrier */
+} pool = {.busy = PTHREAD_MUTEX_INITIALIZER,
+          .lock = PTHREAD_MUTEX_INITIALIZER,
+          .wake = PTHREAD_COND_INITIALIZER};
+
+static inline void relax(int spins) {
+    if (spins % 256 == 255) {
+        sched_yield();
+        return;
+    }
+#ifdef LLAMACLI_X86
+    __builtin_ia32_pause();
+#endif
+}
+
+/* Wait until all threads of the job are here. */
+static void barrier(int threads) {
+    unsigned phase = atomic_load(&pool.phase);
+    if (atomic_fetch_add(&pool.arrived, 1) + 1 == (unsigned)threads) {
+        atomic_store(&pool.arrived, 0);
+        atomic_store(&pool.phase, phase + 1);
+        return;
+    }
+    for (int spins = 0; atomic_load(&pool.phase) == phase; spins = (spins + 1) & 0xffff)
+        relax(spins);
+}
+
+struct worker {
+    int thread;
+    unsigned seen; /* generation */
+};
+
+static void *work(void *argument) {
+    struct worker self = *(struct worker *)argument;
+    free(argument);
+    for (;;) {
+        for (int spins = 0; atomic_load(&pool.generation) == self.seen && spins < AWAKE; spins++)
+            relax(spins);
+        pthread_mutex_lock(&pool.lock);
+        while (atomic_load(&pool.generation) == self.seen)
+            pthread_cond_wait(&pool.wake, &pool.lock);
+        pthread_mutex_unlock(&pool.lock);
+        self.seen++;
+        if (self.thread < pool.threads)
+            pool.run(self.thread, pool.threads, pool.argument);
+        atomic_fetch_add(&pool.done, 1);
+    }
+    return NULL;
+}
+
+/* A fork waits for the job that runs; its child has no workers, and none that ever waited. */
+static void before_fork(void) {
+    pthread_mutex_lock(&pool.busy);
+}
+
+static void after_fork(void) {
+    pthread_mutex_unlock(&pool.busy);
+}
+
+static void in_child(void) {
+    pool.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    pool.wake = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    pool.started = 0;
+    after_fork();
+}
+
+__attribute__((constructor)) static void heed_forks(void) {
+    pthread_atfork(before_fork, after_fork, in_child);
+}
+
+/* Have so many workers beside the caller, or as many as the system allows. */
+static void start_workers(int count) {
+    while (pool.started < count) {
+        struct worker *self = malloc(sizeof *self);
+        pthread_t thread;
+        if (self == NULL)
+            return;
+        *self = (struct worker){pool.started + 1, atomic_load(&pool.generation)};
+        if (pthread_create(&thread, NULL, work, self) != 0) {
+            free(self);
+            return;
+        }
+        pthread_detach(thread);
+        pool.started++;
+    }
+}
+
+/* Run a job on so many threads, and come back when all are through. */
+static void run(job *function, void *argument, int threads) {
+    pthread_mutex_lock(&pool.busy);
+    start_workers(MIN(threads, MAX_THREADS) - 1);
+    pool.run = function;
+    pool.argument = argument;
+    pool.threads = MIN(threads, pool.started + 1);
+    if (pool.threads > 1) {
+        atomic_store(&pool.done, 0);
+        pthread_mutex_lock(&pool.lock);
+        atomic_fetch_add(&pool.generation, 1);
+        pthread_cond_broadcast(&pool.wake);
+        pthread_mutex_unlock(&pool.lock);
+    }
+    function(0, pool.threads, argument);
+    if (pool.threads > 1)
+        for (int spins = 0; atomic_load(&pool.done) < (unsigned)pool.started; spins++)
+            relax(spins & 0xffff);
+    pthread_mutex_unlock(&pool.busy);
+}
+
+/* Where a thread's share of so many units begins; that of the next thread is its end. */
+static int64_t share(int64_t units, int thread, int threads) {
+    return units * thread / threads;
+}
+
+/* -------------------------------------------------------------------------------------- packing */
+
+struct packing {
+    const uint8_t *qdata; /* torchao's: (N, K/2) for 4 bits, (N, K) for 8 */
+    const void *scale;    /* (K/g, N) bfloat16 for 4 bits, (N) float32 for 8 */
+    const bf16 *zero_point;
+    struct matrix to;
+    uint8_t *tiles;
+};
+
+/* The even four-bit values of a word, together in its lower half. */
+static uint32_t even_values(uint32_t word) {
+    word &= 0x0f0f0f0f;
+    word = (word | word >> 4) & 0x00ff00ff;
+    return (word | word >> 8) & 0xffff;
+}
+
+/* Eight values of four bits, in the order of columns → in that of a chunk. */
+static uint32_t chunk_word(uint32_t word) {
+    return even_values(word) | even_values(word >> 4) << 16;
+}
+
+static void pack_tile_int4(const struct packing *p, int64_t tile) {
+    const struct matrix *to = &p->to;
+    uint8_t *out = p->tiles + tile * tile_bytes(to);
+    int64_t first = tile * TILE, count = MIN(to->n - first, TILE);
+    memset(out, 0, (size_t)tile_bytes(to));
+    for (int64_t group = 0; group < to->k / to->group_size; group++) {
+        const bf16 *scale = (const bf16 *)p->scale + group * to->n + first;
+        memcpy(out, scale, (size_t)count * 2);
+        memcpy(out + 2 * TILE, p->zero_point + group * to->n + first, (size_t)count * 2);
+        out += 4 * TILE;
+        for (int64_t c = 0; c < to->group_size / 8; c++, out += 4 * TILE)
+            for (int64_t r = 0; r < count; r++) {
+                int64_t column = group * to->group_size + 8 * c;
+                uint32_t word;
+                memcpy(&word, p->qdata + ((first + r) * to->k + column) / 2, 4);
+                word = chunk_word(word ^ 0x88888888);
+                memcpy(out + 4 * r, &word, 4);
+            }
+    }
+}
+
+static void pack_tile_int8(const struct packing *p, int64_t tile) {
+    const struct matrix *to = &p->to;
+    uint8_t *out = p->tiles + tile * tile_bytes(to);
+    int64_t first = tile * TILE, count = MIN(to->n - first, TILE);
+    memset(out, 0, (size_t)tile_bytes(to));
+    memcpy(out, (const float *)p->scale + first, (size_t)count * 4);
+    out += 4 * TILE;
+    for (int64_t column = 0; column < to->k; column += 8, out += 8 * TILE)
+        for (int64_t r = 0; r < count; r++) {
+            const uint8_t *values = p->qdata + (first + r) * to->k + column;
+            uint32_t high = 0, low = 0;
+            for (int i = 0; i < 8; i++) {
+                high |= (uint32_t)((values[i] >> 4) ^ 8) << (4 * i);
+                low |= (uint32_t)(values[i] & 15) << (4 * i);
+            }
+            high = chunk_word(high);
+            low = chunk_word(low);
+            memcpy(out + 4 * r, &high, 4);
+            memcpy(out + 4 * TILE + 4 * r, &low, 4);
+        }
+}
+
+static void pack_job(int thread, int threads, void *argument) {
+    const struct packing *p = argument;
+    int64_t end = share(tiles(&p->to), thread + 1, threads);
+    for (int64_t tile = share(tiles(&p->to), thread, threads); tile < end; tile++)
+        p->to.bits == 4 ? pack_tile_int4(p, tile) : pack_tile_int8(p, tile);
+}
+
+EXPORT int64_t llamacli_packed_bytes(const struct matrix *to) {
+    return tiles(to) * tile_bytes(to);
+}
+
+EXPORT void llamacli_pack(const struct packing *packing, int threads) {
+    run(pack_job, (void *)packing, threads);
+}
+
+/* -------------------------------------------------------------------------------------- products */
+
+struct product {
+    const struct matrix *w;
+    const bf16 *x; /* (M, K) */
+    bf16 *y;       /* (M, N) */
+    int64_t rows;  /* M */
+    float *sums;   /* (M, K / SUM_GROUP); our own */
+};
+
+static void product_job(int thread, int threads, void *argument) {
+    const struct product *p = argument;
+    const struct matrix *w = p->w;
+    int64_t entries = w->k / SUM_GROUP, blocks = (p->rows + MAX_ROWS - 1) / MAX_ROWS;
+    if (w->bits == 4) {
+        int64_t end = share(p->rows, thread + 1, threads);
+        for (int64_t row = share(p->rows, thread, threads); row < end; row++)
+            kernels->group_sums(p->x + row * w->k, w->k, p->sums + row * entries);
+        barrier(threads);
+    }
+    int64_t end = share(tiles(w), thread + 1, threads);
+    for (int64_t tile = share(tiles(w), thread, threads); tile < end; tile++) {
+        int64_t count = MIN(w->n - tile * TILE, TILE);
+        for (int64_t block = 0; block < blocks; block++) {
+            int64_t first = p->rows * block / blocks, last = p->rows * (block + 1) / blocks;
+            float y[MAX_ROWS * TILE];
+            kernels->matmul(w, p->x + first * w->k, p->sums + first * entries, (int)(last - first),
+                            y, TILE, tile, tile + 1);
+            for (int64_t row = first; row < last; row++)
+                kernels->to_bf16(y + (row - first) * TILE, count, p->y + row * w->n + tile * TILE);
+        }
+    }
+}
+
+/* 0, or -1 where there is no memory. */
+EXPORT int llamacli_multiply(struct product *product, int threads) {
+    int64_t entries = product->w->k / SUM_GROUP;
+    product->sums = malloc((size_t)(product->rows * entries + 1) * sizeof(float));
+    if (product->sums == NULL)
+        return -1;
+    run(product_job, product, threads);
+    free(product->sums);
+    return 0;
+}
+
+struct unpacking {
+    const struct matrix *w;
+    bf16 *out;
+    int64_t first, last; /* tiles */
+};
+
+static void unpack_job(int thread, int threads, void *argument) {
+    const struct unpacking *u = argument;
+    int64_t begin = u->first + share(u->last - u->first, thread, threads);
+    int64_t end = u->first + share(u->last - u->first, thread + 1, threads);
+    kernels->unpack(u->w, u->out + (begin - u->first) * TILE * u->w->k, begin, end);
+}
+
+EXPORT void llamacli_unpack(const struct unpacking *unpacking, int threads) {
+    run(unpack_job, (void *)unpacking, threads);
+}
+
+/* ---------------------------------------------------------------------------------- decode steps */
+
+struct layer {
+    struct matrix q, k, v, o, gate, up, down;
+    const float *input_norm, *post_attention_norm; /* (C) */
+    bf16 *keys, *values;                           /* (B, heads, capacity, D) */
+};
+
+/* Up to MAX_ROWS tokens through all layers. Tokens of one sequence stand in order of position. */
+struct step {
+    const struct layer *layers;
+    const float *norm; /* (C) */
+    int64_t num_layers, hidden_size, intermediate_size, heads, kv_heads, head_size, capacity;
+    float eps;
+    int32_t rows;            /* M */
+    const int64_t *sequence; /* (M): row of the cache */
+    const int64_t *begin;    /* (M): first position that is seen */
+    const int64_t *position; /* (M): where its key goes, the last that is seen */
+    const float *cos, *sin;  /* (M, D) */
+    const bf16 *embeddings;  /* (V, C) */
+    const int64_t *token_ids; /* (M) */
+    bf16 *out;               /* (M, C): normed hidden states */
+    float *scratch;          /* llamacli_scratch floats, of which the first are x */
+    float *x;                /* (M, C): the residual stream; our own */
+};
+
+struct scratch { /* of a thread */
+    bf16 *in;    /* (M, widest) */
+    float *sums; /* (M, widest / SUM_GROUP) */
+    float *scores;
+};
+
+static int64_t widest(const struct step *s) {
+    int64_t heads = s->heads * s->head_size, most = s->hidden_size;
+    most = heads > most ? heads : most;
+    most = s->intermediate_size > most ? s->intermediate_size : most;
+    return (most + SUM_GROUP - 1) / SUM_GROUP * SUM_GROUP;
+}
+
+static int64_t thread_floats(const struct step *s) {
+    int64_t group = s->heads / s->kv_heads;
+    return s->rows * (widest(s) / 2 + widest(s) / SUM_GROUP) + group * s->capacity;
+}
+
+static int64_t shared_floats(const struct step *s) {
+    int64_t heads = s->heads * s->head_size, kv = s->kv_heads * s->head_size;
+    return s->rows * (s->hidden_size + 2 * heads + 2 * kv + 2 * s->intermediate_size +
+                      widest(s) / 2);
+}
+
+EXPORT int64_t llamacli_scratch(const struct step *s, int threads) {
+    return shared_floats(s) + threads * thread_floats(s);
+}
+
+/* This thread's tiles of y = in · wᵀ. */
+static void multiply(const struct matrix *w, const struct scratch *own, int rows, float *y,
+                     int thread, int threads) {
+    int64_t first = share(tiles(w), thread, threads), last = share(tiles(w), thread + 1, threads);
+    kernels->matmul(w, own->in, own->sums, rows, y + first * TILE, w->n, first, last);
+}
+
+/* The same, added to the residual stream. */
+static void multiply_add(const struct matrix *w, const struct scratch *own, int rows, float *x,
+                         int thread, int threads) {
+    int64_t end = share(tiles(w), thread + 1, threads);
+    for (int64_t tile = share(tiles(w), thread, threads); tile < end; tile++) {
+        float y[MAX_ROWS * TILE];
+        int64_t count = MIN(w->n - tile * TILE, TILE);
+        kernels->matmul(w, own->in, own->sums, rows, y, TILE, tile, tile + 1);
+        for (int row = 0; row < rows; row++)
+            for (int64_t r = 0; r < count; r++)
+                x[row * w->n + tile * TILE + r] += y[row * TILE + r];
+    }
+}
+
+static void find_sums(const struct scratch *own, int rows, int64_t k) {
+    for (int row = 0; row < rows; row++)
+        kernels->group_sums(own->in + row * k, k, own->sums + row * (k / SUM_GROUP));
+}
+
+static void norm_rows(const struct step *s, const float *weight, const struct scratch *own) {
+    int64_t size = s->hidden_size;
+    for (int row = 0; row < s->rows; row++)
+        kernels->rms_norm(s->x + row * size, weight, s->eps, size, own->in + row * size);
+    find_sums(own, s->rows, size);
+}
+
+static void attend_head(const struct step *s, const struct layer *layer, int64_t head, float *q,
+                        float *k, const float *v, float *out, const struct scratch *own) {
+    int64_t size = s->head_size, group = s->heads / s->kv_heads;
+    for (int row = 0; row < s->rows; row++) {
+        const float *cos = s->cos + row * size, *sin = s->sin + row * size;
+        float *queries = q + (row * s->heads + head * group) * size;
+        float *key = k + (row * s->kv_heads + head) * size;
+        int64_t place = (s->sequence[row] * s->kv_heads + head) * s->capacity;
+        bf16 *keys = layer->keys + place * size, *values = layer->values + place * size;
+        for (int64_t i = 0; i < group; i++)
+            kernels->rotate(queries + i * size, cos, sin, size);
+        kernels->rotate(key, cos, sin, size);
+        kernels->to_bf16(key, size, keys + s->position[row] * size);
+        kernels->to_bf16(v + (row * s->kv_heads + head) * size, size,
+                         values + s->position[row] * size);
+        struct attention a = {
+            .q = queries,
+            .keys = keys + s->begin[row] * size,
+            .values = values + s->begin[row] * size,
+            .length = s->position[row] + 1 - s->begin[row],
+            .heads = (int32_t)group,
+            .head_size = (int32_t)size,
+            .scores = own->scores,
+            .out = out + (row * s->heads + head * group) * size,
+        };
+        kernels->attend(&a);
+    }
+}
+
+/* out = silu(gate) · up, for the columns that this thread has computed. */
+static void gate_rows(const struct step *s, const struct layer *layer, const float *gate,
+                      const float *up, bf16 *out, int thread, int threads) {
+    int64_t wide = s->intermediate_size;
+    int64_t first = share(tiles(&layer->gate), thread, threads) * TILE;
+    int64_t last = MIN(share(tiles(&layer->gate), thread + 1, threads) * TILE, wide);
+    for (int row = 0; row < s->rows; row++) {
+        int64_t at = row * wide + first;
+        kernels->silu_mul(gate + at, up + at, last - first, out + at);
+    }
+}
+
+static void layer_job(const struct step *s, const struct layer *layer, float *shared,
+                      const struct scratch *own, int thread, int threads) {
+    int rows = s->rows;
+    int64_t heads = s->heads * s->head_size, kv = s->kv_heads * s->head_size;
+    int64_t wide = s->intermediate_size;
+    float *q = shared + rows * s->hidden_size, *k = q + rows * heads, *v = k + rows * kv, *context = v + rows * kv;
+    float *gate = context + rows * heads, *up = gate + rows * wide;
+    struct scratch gated = {(bf16 *)(up + rows * wide), own->sums, NULL};
+
+    norm_rows(s, layer->input_norm, own);
+    multiply(&layer->q, own, rows, q, thread, threads);
+    multiply(&layer->k, own, rows, k, thread, threads);
+    multiply(&layer->v, own, rows, v, thread, threads);
+    barrier(threads);
+    for (int64_t head = share(s->kv_heads, thread, threads);
+         head < share(s->kv_heads, thread + 1, threads); head++)
+        attend_head(s, layer, head, q, k, v, context, own);
+    barrier(threads);
+    kernels->to_bf16(context, rows * heads, own->in);
+    find_sums(own, rows, heads);
+    multiply_add(&layer->o, own, rows, s->x, thread, threads);
+    barrier(threads);
+    norm_rows(s, layer->post_attention_norm, own);
+    multiply(&layer->gate, own, rows, gate, thread, threads);
+    multiply(&layer->up, own, rows, up, thread, threads);
+    gate_rows(s, layer, gate, up, gated.in, thread, threads);
+    barrier(threads);
+    find_sums(&gated, rows, wide);
+    multiply_add(&layer->down, &gated, rows, s->x, thread, threads);
+    barrier(threads);
+}
+
+static void step_job(int thread, int threads, void *argument) {
+    const struct step *s = argument;
+    float *mine = s->scratch + shared_floats(s) + thread * thread_floats(s);
+    struct scratch own = {.sums = mine};
+    own.scores = own.sums + s->rows * (widest(s) / SUM_GROUP);
+    own.in = (bf16 *)(own.scores + s->heads / s->kv_heads * s->capacity);
+    for (int64_t i = 0; i < s->num_layers; i++)
+        layer_job(s, &s->layers[i], s->scratch, &own, thread, threads);
+    for (int64_t row = share(s->rows, thread, threads); row < share(s->rows, thread + 1, threads);
+         row++)
+        kernels->rms_norm(s->x + row * s->hidden_size, s->norm, s->eps, s->hidden_size,
+                          s->out + row * s->hidden_size);
+}
+
+EXPORT void llamacli_step(struct step *step, int threads) {
+    step->x = step->scratch;
+    for (int64_t row = 0; row < step->rows; row++)
+        kernels->widen_row(step->embeddings + step->token_ids[row] * step->hidden_size,
+                           step->hidden_size, step->x + row * step->hidden_size);
+    run(step_job, step, threads);
+}

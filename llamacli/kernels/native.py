@@ -1,0 +1,207 @@
+"""The C kernels, called with tensors of the CPU, whose memory they share.
+
+They are compiled when the package is installed. Where they could not be, `kernels()` is None and
+torch computes instead. LLAMACLI_KERNELS forces a set: portable, avx2, avx512, or torch for none.
+"""
+
+import ctypes
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llamacli.errors import RequestError, printable
+from llamacli.memory import Arena
+from llamacli.quantization import Int4Weight, QuantizedWeight
+
+VARIABLE = "LLAMACLI_KERNELS"
+SUM_GROUP = 32  # the kernels' own; divides every group size
+MAX_ROWS = 14
+TILE = 16
+
+
+_arena = Arena()
+
+
+class Matrix(ctypes.Structure):
+    """`struct matrix` of kernels.h."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("bias", c_void_p),
+        ("n", c_int64),
+        ("k", c_int64),
+        ("bits", c_int32),
+        ("group_size", c_int32),
+    )
+
+
+class Packing(ctypes.Structure):
+    """`struct packing` of engine.c."""
+
+    _fields_ = (
+        ("qdata", c_void_p),
+        ("scale", c_void_p),
+        ("zero_point", c_void_p),
+        ("to", Matrix),
+        ("tiles", c_void_p),
+    )
+
+
+class Product(ctypes.Structure):
+    """`struct product` of engine.c."""
+
+    _fields_ = (
+        ("w", POINTER(Matrix)),
+        ("x", c_void_p),
+        ("y", c_void_p),
+        ("rows", c_int64),
+        ("sums", c_void_p),
+    )
+
+
+class Unpacking(ctypes.Structure):
+    """`struct unpacking` of engine.c."""
+
+    _fields_ = (
+        ("w", POINTER(Matrix)),
+        ("out", c_void_p),
+        ("first", c_int64),
+        ("last", c_int64),
+    )
+
+
+class Layer(ctypes.Structure):
+    """`struct layer` of engine.c."""
+
+    _fields_ = (
+        *((name, Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, c_void_p) for name in ("input_norm", "post_attention_norm", "keys", "values")),
+    )
+
+
+class Step(ctypes.Structure):
+    """`struct step` of engine.c."""
+
+    _fields_ = (
+        ("layers", POINTER(Layer)),
+        ("norm", c_void_p),
+        ("num_layers", c_int64),
+        ("hidden_size", c_int64),
+        ("intermediate_size", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("head_size", c_int64),
+        ("capacity", c_int64),
+        ("eps", c_float),
+        ("rows", c_int32),
+        *((name, POINTER(c_int64)) for name in ("sequence", "begin", "position")),
+        *((name, c_void_p) for name in ("cos", "sin", "embeddings")),
+        ("token_ids", POINTER(c_int64)),
+        *((name, c_void_p) for name in ("out", "scratch", "x")),
+    )
+
+
+@cache
+def kernels() -> Any:
+    """The compiled library, or None.
+
+    Raises:
+        RequestError: LLAMACLI_KERNELS names a set that cannot run here.
+    """
+    wanted = os.environ.get(VARIABLE) or None
+    spec = importlib.util.find_spec("llamacli.kernels._native")
+    if wanted == "torch" or spec is None or spec.origin is None:
+        return None
+    library = ctypes.CDLL(spec.origin)
+    library.llamacli_use.argtypes = (c_char_p,)
+    library.llamacli_name.restype = c_char_p
+    library.llamacli_packed_bytes.argtypes = (POINTER(Matrix),)
+    library.llamacli_packed_bytes.restype = c_int64
+    library.llamacli_pack.argtypes = (POINTER(Packing), c_int)
+    library.llamacli_multiply.argtypes = (POINTER(Product), c_int)
+    library.llamacli_unpack.argtypes = (POINTER(Unpacking), c_int)
+    library.llamacli_scratch.argtypes = (POINTER(Step), c_int)
+    library.llamacli_scratch.restype = c_int64
+    library.llamacli_step.argtypes = (POINTER(Step), c_int)
+    if not library.llamacli_use(None if wanted is None else wanted.encode()):
+        message = (
+            f"{VARIABLE} must be portable, avx2 or avx512 as far as this CPU has them, or torch"
+        )
+        raise RequestError(f"{message}; got {printable(wanted)}")
+    return library
+
+
+def name() -> str:
+    """Of the set of kernels in use."""
+    return kernels().llamacli_name().decode()  # type: ignore[no-any-return]
+
+
+@cache
+def dense_rows() -> int:
+    """Rows of activations up to which tiles are multiplied as they are.
+
+    For more it is faster to unpack them and let torch multiply, where torch has a unit for
+    matrices (AMX) or the kernels have no instruction for bfloat16.
+    """
+    features: Mapping[str, bool] = torch.cpu.get_capabilities()
+    if features.get("amx_bf16"):
+        return 32
+    return 8 if kernels().llamacli_name() != b"avx512" else sys.maxsize
+
+
+def fits(weight: QuantizedWeight) -> bool:
+    """Whether the kernels take such a weight."""
+    if kernels() is None or weight.qdata.device.type != "cpu":
+        return False
+    group_size = weight.group_size if isinstance(weight, Int4Weight) else 8
+    return (
+        group_size % SUM_GROUP == 0 if isinstance(weight, Int4Weight) else weight.shape[1] % 8 == 0
+    )
+
+
+def pack(weight: QuantizedWeight) -> Tensor:
+    """The tiles of a weight, as bytes."""
+    n, k = weight.shape
+    if isinstance(weight, Int4Weight):
+        scale, zero_point = weight.scale.bfloat16(), weight.zero_point.bfloat16()
+        matrix = Matrix(None, None, n, k, 4, weight.group_size)
+    else:
+        scale, zero_point = weight.scale, weight.scale
+        matrix = Matrix(None, None, n, k, 8, k)
+    qdata, scale, zero_point = (part.contiguous() for part in (weight.qdata, scale, zero_point))
+    tiles = _arena.take(kernels().llamacli_packed_bytes(byref(matrix)))
+    packing = Packing(
+        qdata.data_ptr(), scale.data_ptr(), zero_point.data_ptr(), matrix, tiles.data_ptr()
+    )
+    kernels().llamacli_pack(byref(packing), torch.get_num_threads())
+    return tiles
+
+
+def multiply(matrix: Matrix, x: Tensor) -> Tensor:
+    """x · wᵀ + bias: bfloat16 (M, K) → bfloat16 (M, N)."""
+    rows, k = x.shape
+    if (k, x.dtype, x.device.type) != (matrix.k, torch.bfloat16, "cpu"):
+        raise ValueError(f"a weight of {matrix.k} columns and {x.dtype} {k} on {x.device}")
+    x = x.contiguous()
+    out = torch.empty(rows, matrix.n, dtype=torch.bfloat16)
+    product = Product(ctypes.pointer(matrix), x.data_ptr(), out.data_ptr(), rows)
+    if kernels().llamacli_multiply(byref(product), torch.get_num_threads()):
+        raise MemoryError
+    return out
+
+
+def unpack(matrix: Matrix, first_tile: int, last_tile: int) -> Tensor:
+    """The rows of some tiles, bfloat16 (16 · tiles, K)."""
+    last_tile = min(last_tile, -(-matrix.n // TILE))
+    rows = min(last_tile * TILE, matrix.n) - first_tile * TILE
+    out = torch.empty(rows, matrix.k, dtype=torch.bfloat16)
+    unpacking = Unpacking(ctypes.pointer(matrix), out.data_ptr(), first_tile, last_tile)
+    kernels().llamacli_unpack(byref(unpacking), torch.get_num_threads())
+    return out
