@@ -58,7 +58,7 @@ def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+@pytest.fixture(params=["portable", "avx2", "avx512", "amx"])
 def kernel_set(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each set of kernels that this CPU can run, in use."""
     from llamacli.kernels.native import kernels

@@ -132,7 +132,7 @@ static void check(const struct matrix *w, int64_t rows, int threads) {
 }
 
 static void products(int threads) {
-    static const int ns[] = {1, 16, 23, 50}, rows[] = {1, 2, 3, 7, 14, 15, 29};
+    static const int ns[] = {1, 16, 23, 50}, rows[] = {1, 2, 3, 7, 14, 16, 17, 29, 70};
     static const int sizes[][3] = {{4, 32, 32},  {4, 96, 32},  {4, 128, 64}, {4, 256, 128},
                                    {4, 256, 256}, {8, 8, 0},   {8, 40, 0},   {8, 128, 0},
                                    {16, 1, 0},   {16, 31, 0},  {16, 32, 0},  {16, 33, 0},
@@ -213,7 +213,7 @@ static void steps(int threads) {
 }
 
 int main(void) {
-    static const char *const names[] = {"portable", "avx2", "avx512"};
+    static const char *const names[] = {"portable", "avx2", "avx512", "amx"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         if (!llamacli_use(names[i]))
             continue;

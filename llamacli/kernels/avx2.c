@@ -10,7 +10,7 @@
 #include "generic_matmul.h"
 
 const struct kernels kernels_avx2 = {
-    "avx2", matmul, unpack, rms_norm, to_bf16, widen_row, group_sums, silu_mul, rotate, attend,
+    "avx2", matmul, NULL, unpack, rms_norm, to_bf16, widen_row, group_sums, silu_mul, rotate, attend,
 };
 
 #if defined(__clang__)

@@ -11,10 +11,32 @@
 
 #include "kernels.h"
 
+#ifdef LLAMACLI_X86
+#include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 #define EXPORT __attribute__((visibility("default")))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 
 /* ------------------------------------------------------------------------------ instruction sets */
+
+#ifdef LLAMACLI_X86
+/* Whether there is AMX for bfloat16, and the system lets this process use it. */
+static int has_amx(void) {
+#ifdef __linux__
+    enum { REQUEST = 0x1023, TILE_DATA = 18, BF16 = 1 << 22, TILES = 1 << 24 };
+    unsigned a, b, c, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & BF16) && (d & TILES) &&
+           syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
+}
+#endif
 
 static const struct kernels *best(void) {
 #ifdef LLAMACLI_X86
@@ -22,7 +44,7 @@ static const struct kernels *best(void) {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"))
-        return &kernels_avx512;
+        return has_amx() ? &kernels_amx : &kernels_avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         return &kernels_avx2;
 #endif
@@ -39,6 +61,7 @@ EXPORT int llamacli_use(const char *name) {
 #ifdef LLAMACLI_X86
         &kernels_avx2,
         &kernels_avx512,
+        &kernels_amx,
 #endif
     };
     if (name == NULL) {
@@ -281,10 +304,14 @@ struct product {
     float *sums;   /* (M, K / SUM_GROUP); our own */
 };
 
+enum { TILES_AT_ONCE = 16 }; /* so many, and the rows of a block, stay in the cache */
+
 static void product_job(int thread, int threads, void *argument) {
     const struct product *p = argument;
     const struct matrix *w = p->w;
-    int64_t entries = w->k / SUM_GROUP, blocks = (p->rows + MAX_ROWS - 1) / MAX_ROWS;
+    int by_block = kernels->matmul_block && w->bits != 16 && w->k % SUM_GROUP == 0;
+    int64_t most = by_block ? MAX_BLOCK : MAX_ROWS;
+    int64_t entries = w->k / SUM_GROUP, blocks = (p->rows + most - 1) / most;
     if (w->bits == 4) {
         int64_t end = share(p->rows, thread + 1, threads);
         for (int64_t row = share(p->rows, thread, threads); row < end; row++)
@@ -292,17 +319,19 @@ static void product_job(int thread, int threads, void *argument) {
         barrier(threads);
     }
     int64_t end = share(tiles(w), thread + 1, threads);
-    for (int64_t tile = share(tiles(w), thread, threads); tile < end; tile++) {
-        int64_t count = MIN(w->n - tile * TILE, TILE);
+    for (int64_t tile = share(tiles(w), thread, threads); tile < end; tile += TILES_AT_ONCE)
         for (int64_t block = 0; block < blocks; block++) {
+            int64_t last_tile = MIN(tile + TILES_AT_ONCE, end);
+            int64_t count = MIN(w->n, last_tile * TILE) - tile * TILE;
             int64_t first = p->rows * block / blocks, last = p->rows * (block + 1) / blocks;
-            float y[MAX_ROWS * TILE];
-            kernels->matmul(w, p->x + first * w->k, p->sums + first * entries, (int)(last - first),
-                            y, TILE, tile, tile + 1);
+            float y[MAX_BLOCK * TILES_AT_ONCE * TILE];
+            (by_block && last - first > MAX_ROWS ? kernels->matmul_block : kernels->matmul)(
+                w, p->x + first * w->k, p->sums + first * entries, (int)(last - first), y,
+                TILES_AT_ONCE * TILE, tile, last_tile);
             for (int64_t row = first; row < last; row++)
-                kernels->to_bf16(y + (row - first) * TILE, count, p->y + row * w->n + tile * TILE);
+                kernels->to_bf16(y + (row - first) * TILES_AT_ONCE * TILE, count,
+                                 p->y + row * w->n + tile * TILE);
         }
-    }
 }
 
 /* 0, or -1 where there is no memory. */

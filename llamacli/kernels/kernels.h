@@ -15,7 +15,8 @@ typedef uint16_t bf16;
 
 enum {
     TILE = 16,       /* output rows that are computed together */
-    MAX_ROWS = 14,   /* rows of activations that are computed together */
+    MAX_ROWS = 16,   /* rows of activations that are computed together */
+    MAX_BLOCK = 64,  /* the same for `matmul_block` */
     SUM_GROUP = 32,  /* columns of an entry of `sums`; divides every group size */
 };
 
@@ -67,6 +68,10 @@ struct kernels {
      * x is (M, K) bfloat16, M <= MAX_ROWS; sums (M, K / SUM_GROUP) has its group sums (bits 4). */
     void (*matmul)(const struct matrix *w, const bf16 *x, const float *sums, int rows, float *y,
                    int64_t ldy, int64_t first, int64_t last);
+    /* The same for up to MAX_BLOCK rows, where there is a unit for matrices; else null. The weight
+     * has 4 or 8 bits. */
+    void (*matmul_block)(const struct matrix *w, const bf16 *x, const float *sums, int rows,
+                         float *y, int64_t ldy, int64_t first, int64_t last);
     /* Tiles first … last-1 of a weight of 4 or 8 bits, row-major: out (16 · tiles, K), without the
      * last tile's padding. */
     void (*unpack)(const struct matrix *w, bf16 *out, int64_t first, int64_t last);
@@ -85,7 +90,7 @@ struct kernels {
 extern const struct kernels kernels_portable;
 #if defined(__x86_64__) && defined(__GNUC__)
 #define LLAMACLI_X86 1
-extern const struct kernels kernels_avx2, kernels_avx512;
+extern const struct kernels kernels_avx2, kernels_avx512, kernels_amx;
 #endif
 
 #endif

@@ -1,7 +1,7 @@
 """The C kernels, called with tensors of the CPU, whose memory they share.
 
 They are compiled when the package is installed. Where they could not be, `kernels()` is None and
-torch computes instead. LLAMACLI_KERNELS forces a set: portable, avx2, avx512, or torch for none.
+torch computes instead. LLAMACLI_KERNELS forces a set: portable, avx2, avx512, amx, or torch for none.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from llamacli.quantization import Int4Weight, QuantizedWeight
 
 VARIABLE = "LLAMACLI_KERNELS"
 SUM_GROUP = 32  # the kernels' own; divides every group size
-MAX_ROWS = 14
+MAX_ROWS = 16
 TILE = 16
 
 
@@ -147,13 +147,10 @@ def name() -> str:
 def dense_rows() -> int:
     """Rows of activations up to which tiles are multiplied as they are.
 
-    For more it is faster to unpack them and let torch multiply, where torch has a unit for
-    matrices (AMX) or the kernels have no instruction for bfloat16.
+    For more it is faster to unpack them and let torch multiply, where the kernels have no
+    instruction for bfloat16.
     """
-    features: Mapping[str, bool] = torch.cpu.get_capabilities()
-    if features.get("amx_bf16"):
-        return 32
-    return 8 if kernels().llamacli_name() != b"avx512" else sys.maxsize
+    return sys.maxsize if name() in ("avx512", "amx") else 8
 
 
 def fits(weight: QuantizedWeight) -> bool:

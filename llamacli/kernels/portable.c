@@ -3,5 +3,5 @@
 #include "generic_matmul.h"
 
 const struct kernels kernels_portable = {
-    "portable", matmul, unpack, rms_norm, to_bf16, widen_row, group_sums, silu_mul, rotate, attend,
+    "portable", matmul, NULL, unpack, rms_norm, to_bf16, widen_row, group_sums, silu_mul, rotate, attend,
 };
