@@ -1,14 +1,14 @@
 """The C kernels, called with tensors of the CPU, whose memory they share.
 
 They are compiled when the package is installed. Where they could not be, `kernels()` is None and
-torch computes instead. LLAMACLI_KERNELS forces a set: portable, avx2, avx512, amx, or torch for none.
+torch computes instead. LLAMACLI_KERNELS forces a set: portable, avx2, avx512 or amx; or torch, for
+none.
 """
 
 import ctypes
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from typing import Any
