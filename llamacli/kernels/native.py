@@ -131,10 +131,8 @@ def kernels() -> Any:
     library.llamacli_scratch.restype = c_int64
     library.llamacli_step.argtypes = (POINTER(Step), c_int)
     if not library.llamacli_use(None if wanted is None else wanted.encode()):
-        message = (
-            f"{VARIABLE} must be portable, avx2 or avx512 as far as this CPU has them, or torch"
-        )
-        raise RequestError(f"{message}; got {printable(wanted)}")
+        known = "portable, avx2, avx512, amx (as far as this CPU has them) or torch"
+        raise RequestError(f"{VARIABLE} must be {known}, got {printable(wanted)}")
     return library
 
 
