@@ -329,7 +329,7 @@ def test_a_variable_chooses_the_set(kernel_set: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(native.VARIABLE, "torch")
     assert native.kernels.__wrapped__() is None
     monkeypatch.setenv(native.VARIABLE, "mmx")
-    with pytest.raises(RequestError, match=r"portable, avx2 or avx512 .* got mmx"):
+    with pytest.raises(RequestError, match=r"portable, avx2, avx512, amx .* got mmx"):
         native.kernels.__wrapped__()
 
 
