@@ -20,7 +20,7 @@ ROWS = [
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
     tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken stream_decoder prompts
-    template_worker logit_bias hub model_folder""",
+    template_worker logit_bias hub model_folder cpu_quota""",
     # tensors
     """cache memory sampling quantization kernels kernels.native quantized_linear
     kernels.decode_step weight_file torchao_format checkpoint_index checkpoint checkpoint_writer
@@ -29,7 +29,7 @@ ROWS = [
     "loading",
     "model",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
-    """cli cli.exit_codes cli.notes cli.signals cli.console cli.option_class cli.options
+    """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.options
     cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results cli.run
     cli.progress cli.quantize_options cli.quantize_evaluation
     cli.quantize_report cli.quantize cli.commands cli.completions cli.app __main__""",

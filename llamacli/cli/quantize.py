@@ -12,6 +12,7 @@ from llamacli.cli.console import Terminal
 from llamacli.cli.option_class import takes_options
 from llamacli.cli.progress import progress
 from llamacli.cli.quantize_options import QuantizeOptions, checked
+from llamacli.cli.threads import calm_threads, set_threads
 from llamacli.errors import LocalIOError, printable
 
 if TYPE_CHECKING:
@@ -58,16 +59,14 @@ class Source:
 
 def open_source(terminal: Terminal, options: QuantizeOptions) -> Source:
     """Find the model, and read its config and the headers of its weights."""
+    calm_threads()
     with terminal.importing():
-        import torch
-
         from llamacli import hub
         from llamacli.loading import open_weights
         from llamacli.model_folder import DEMO_FOLDER, read_config
     if options.model is None:
         terminal.note("using the small demo model; the argument MODEL names another")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     terminal.status("reading the model …")
     model = DEMO_FOLDER if options.model is None else options.model
     path = hub.resolve(model, revision=options.revision, offline=options.offline).path

@@ -1,7 +1,6 @@
 """llamacli run: prompts in, text out."""
 
 import json
-import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from llamacli.cli.option_class import takes_options
 from llamacli.cli.options import CacheImplementation
 from llamacli.cli.prompt_sources import PromptRecord, collect_prompts
 from llamacli.cli.run_options import RunOptions, checked, origin
+from llamacli.cli.threads import calm_threads, set_threads
 from llamacli.errors import LlamacliError
 
 if TYPE_CHECKING:
@@ -133,17 +133,14 @@ def load_weights(
     terminal: Terminal, options: RunOptions, folder: "ModelFolder"
 ) -> "LlamaForCausalLM":
     """Import torch and read the weights."""
-    # Read by OpenMP when torch is imported: how long a thread spins before it lets others run.
-    # Decode of a 1.1B model beside a busy core: 2.8 tokens/s, with the default 0.8; alone 9.2, 9.4.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    calm_threads()
     with terminal.importing():
         import torch
 
         from llamacli.loading import load_model, open_weights
         from llamacli.model import LlamaForCausalLM
         from llamacli.quantization_plan import Recipe
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     weights = open_weights(folder.path, folder.config)
     if options.check_tensors:
         terminal.status("checking the weights …")
