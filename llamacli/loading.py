@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -121,7 +121,6 @@ class PreTrainedModel(nn.Module):
 
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
-ValueT = TypeVar("ValueT")
 
 
 def open_weights(folder: Path, config: LlamaConfig) -> Checkpoint:
@@ -162,8 +161,10 @@ def load_model(
         schemes = {name: planned.scheme for name, planned in plan.items() if planned.scheme}
         stored = next(iter(plan.values())).dtype
     chosen = choose_dtype(dtype, stored, target)
-    opened = dataclasses.replace(opened, tensors=_named_for(model, opened.tensors))
-    schemes = _named_for(model, schemes)
+    names = _names_for(model, opened.tensors)
+    tensors = {ours: opened.tensors[theirs] for ours, theirs in names.items()}
+    opened = dataclasses.replace(opened, tensors=tensors)
+    schemes = {ours: schemes[theirs] for ours, theirs in names.items() if theirs in schemes}
     load_into(model, opened, dtype=chosen, device=target, schemes=schemes, progress=progress)
     install(model)
     return model.eval()
@@ -183,21 +184,21 @@ class _WithoutInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _named_for(model: PreTrainedModel, values: Mapping[str, ValueT]) -> dict[str, ValueT]:
-    """What stands under a checkpoint's names, under those that the model has.
+def _names_for(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
+    """Name of a weight in the model → in the checkpoint.
 
-    They begin with the prefix of a model with a head, or do not. So a `LlamaModel` reads the
+    These begin with the prefix of a model with a head, or do not. So a `LlamaModel` reads the
     checkpoint of a model with a head, whose own tensors it leaves aside, and a model with a head
     that of a `LlamaModel`.
     """
-    prefix = f"{model.base_model_prefix}."
+    prefix, names = f"{model.base_model_prefix}.", list(stored)
     has_head = hasattr(model, model.base_model_prefix)
-    prefixed = [name for name in values if name.startswith(prefix)]
+    prefixed = [name for name in names if name.startswith(prefix)]
     if has_head and not prefixed:
-        return {prefix + name: value for name, value in values.items()}
+        return {prefix + name: name for name in names}
     if prefixed and not has_head:
-        return {name.removeprefix(prefix): values[name] for name in prefixed}
-    return dict(values)
+        return {name.removeprefix(prefix): name for name in prefixed}
+    return {name: name for name in names}
 
 
 # ----------------------------------------------------------------------------------------------

@@ -118,6 +118,12 @@ def test_named_modules_and_the_base_model(folder: Path) -> None:
     assert not any("mlp" in name for name in quantized)
 
 
+def test_the_head_alone_may_be_quantized(folder: Path) -> None:
+    config = TorchAoConfig("int8_weight_only", ["self_attn", "mlp"])
+    model = LlamaForCausalLM.from_pretrained(folder, quantization_config=config, device="cpu")
+    assert [name for name, module in model.named_modules() if is_quantized(module)] == ["lm_head"]
+
+
 def test_a_module_that_is_not_there_is_refused(folder: Path) -> None:
     config = TorchAoConfig("int8_weight_only", ["experts"])
     with pytest.raises(RequestError, match=r"no layer matches '\*experts\.\*'"):
