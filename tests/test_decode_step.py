@@ -335,6 +335,18 @@ def test_what_does_not_fit_goes_through_torch(
 
 
 @pytest.mark.usefixtures("kernel_set")
+def test_a_model_that_is_moved_while_a_cache_is_in_use_reads_no_freed_memory() -> None:
+    model, _ = build("gqa")
+    ids, caches = random_ids(1, 3), [KVCache(2), KVCache(2)]
+    for kv in caches:
+        model.model(ids[:, :2], cache=kv)
+    expected = model.model(ids[:, 2:], cache=caches[0])
+    model.float()  # the old weights are dropped
+    assert torch.equal(model.model(ids[:, 2:], cache=caches[1]), expected)
+    assert model.model(ids, cache=KVCache(2)).dtype == torch.float32
+
+
+@pytest.mark.usefixtures("kernel_set")
 def test_without_a_cache_torch_computes() -> None:
     model, _ = build("gqa")
     with torch_calls(model) as calls:

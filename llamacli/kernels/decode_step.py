@@ -125,7 +125,9 @@ class DecodeStep:
         ]
         self._tensors = [*model.parameters(), *model.buffers()]
         self._versions = self._current_versions()
-        self._kept: list[Tensor] = []  # float32 copies that C points to
+        # What C points to stays, whatever becomes of the model: the weights, and float32 copies.
+        self._kept: list[Tensor] = [tensor.detach() for tensor in self._tensors]
+        self._embeddings = model.embed_tokens.weight.detach()  # (V, C)
         self._layers = (Layer * len(model.layers))(*map(self._layer, model.layers))
         self._norm = self._float(model.norm.weight)
         scaling = model.config.rope_scaling
@@ -217,7 +219,7 @@ class DecodeStep:
         config, (batch, length) = self._model.config, input_ids.shape
         rows, numbers = batch * length, c_int64 * (batch * length)
         token_ids = input_ids.flatten().tolist()
-        if not all(0 <= token_id < config.vocab_size for token_id in token_ids):
+        if not all(0 <= token_id < len(self._embeddings) for token_id in token_ids):
             raise IndexError("a token id outside the vocabulary")
         cos, sin = self._angles(input_ids, position_ids, cache.length)  # (B · T, D)
         positions = [*range(cache.length, cache.length + length)] * batch
@@ -241,7 +243,7 @@ class DecodeStep:
             position=numbers(*positions),
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
-            embeddings=self._model.embed_tokens.weight.data_ptr(),
+            embeddings=self._embeddings.data_ptr(),
             token_ids=numbers(*token_ids),
             out=out.data_ptr(),
         )
