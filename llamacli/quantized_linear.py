@@ -8,6 +8,7 @@ on unpacking and a dense product are faster.
 Shapes: N out_features · K in_features · g group size · M rows of activations.
 """
 
+from collections.abc import Iterable
 from functools import cache
 
 import torch
@@ -57,9 +58,7 @@ class TiledLinear(nn.Module):
         super().__init__()
         self.register_buffer("tiles", native.pack(weight))
         self.bias = bias
-        n, k = weight.shape
-        bits, size = (4, weight.group_size) if isinstance(weight, Int4Weight) else (8, k)
-        self._sizes = n, k, bits, size
+        self._sizes = native.sizes(weight)
 
     @property
     def matrix(self) -> native.Matrix:
@@ -79,8 +78,7 @@ class TiledLinear(nn.Module):
     def _dense(self, rows: Tensor) -> Tensor:
         step = BLOCK_ROWS // native.TILE
         starts = range(0, -(-self.matrix.n // native.TILE), step)
-        blocks = (native.unpack(self.matrix, at, at + step).to(rows.dtype) for at in starts)
-        return torch.cat([F.linear(rows, block) for block in blocks], dim=-1)
+        return _multiply_blocks(rows, (native.unpack(self.matrix, at, at + step) for at in starts))
 
 
 class Int8Linear(nn.Module):
@@ -134,8 +132,13 @@ class Int4Linear(nn.Module):
 def _multiply(x: Tensor, weight: QuantizedWeight) -> Tensor:
     """x · Wᵀ, (…, K) → (…, N), with a block of W unpacked at a time."""
     starts = range(0, weight.shape[0], BLOCK_ROWS)
-    blocks = (weight.dequantize(x.dtype, slice(at, at + BLOCK_ROWS)) for at in starts)
-    return torch.cat([F.linear(x, block) for block in blocks], dim=-1)
+    slices = (slice(at, at + BLOCK_ROWS) for at in starts)
+    return _multiply_blocks(x, (weight.dequantize(x.dtype, rows) for rows in slices))
+
+
+def _multiply_blocks(x: Tensor, blocks: Iterable[Tensor]) -> Tensor:
+    """x · Wᵀ, where the blocks follow each other along the rows of W; one is kept at a time."""
+    return torch.cat([F.linear(x, block.to(x.dtype)) for block in blocks], dim=-1)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class FewRows:
         """(…, K) → (…, N)."""
         weight = self.linear.weight
         is_plain = _is_plain(self.linear) and x.dtype == weight.dtype
-        if x.numel() > MAX_ROWS * x.shape[-1] or not is_plain or _needs_grad(x):
+        if x.numel() > MAX_ROWS * x.shape[-1] or not is_plain or _needs_grad():
             return nn.Linear.forward(self.linear, x)
         bias = None if self.linear.bias is None else self.linear.bias.float()
         out = multiply(_matrix(self.linear, bias), x.reshape(-1, weight.shape[1]))
@@ -89,19 +89,19 @@ def _torch_forward(module: Any) -> Callable[..., Tensor]:
     return forward
 
 
-def _needs_grad(x: Tensor) -> bool:
+def _needs_grad() -> bool:
     return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 def _matrix(linear: Any, bias: Tensor | None) -> Matrix:
     """The weight as the kernels see it; `bias` is float32."""
-    pointer = None if bias is None else bias.data_ptr()
     if isinstance(linear, TiledLinear):
-        matrix: Matrix = linear.matrix
-        return Matrix(matrix.data, pointer, matrix.n, matrix.k, matrix.bits, matrix.group_size)
-    weight = linear.weight
-    n, k = weight.shape
-    return Matrix(weight.data_ptr(), pointer, n, k, 16, k)
+        matrix = linear.matrix
+    else:
+        n, k = linear.weight.shape
+        matrix = Matrix(linear.weight.data_ptr(), None, n, k, 16, k)
+    matrix.bias = None if bias is None else bias.data_ptr()
+    return matrix
 
 
 class _CachedLayers(NamedTuple):
@@ -161,9 +161,9 @@ class DecodeStep:
         self, input_ids: Tensor, cache: KVCache | None, attention_mask: Tensor | None
     ) -> list[int] | None:
         """The first position that each row sees; None where the native step does not fit."""
-        if cache is None or input_ids.numel() > MAX_ROWS or self._model.training:
+        if cache is None or input_ids.numel() > MAX_ROWS:
             return None
-        if _needs_grad(self._norm):
+        if self._model.training or _needs_grad():
             return None
         if attention_mask is None:
             return [0] * len(input_ids)
@@ -184,13 +184,14 @@ class DecodeStep:
         Whether it is, is asked when the cache is new, or has grown: that is often enough, and
         looking at every weight for every token took 2 % of a step.
         """
-        config, (batch, length) = self._model.config, input_ids.shape
-        shape = (batch, config.kv_heads, length, config.head_size)
+        batch, length = input_ids.shape
         known = self._caches.get(cache)
         if known is not None and len(known.keys) == batch and cache.holds(known.keys, length):
             return known
         if self._is_changed():
             return None
+        config = self._model.config
+        shape = (batch, config.kv_heads, length, config.head_size)
         buffers = cache.reserve(torch.empty(shape, dtype=torch.bfloat16))
         layers = type(self._layers).from_buffer_copy(self._layers)
         for layer, (keys, values) in zip(layers, buffers, strict=True):

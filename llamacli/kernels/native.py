@@ -25,7 +25,6 @@ SUM_GROUP = 32  # the kernels' own; divides every group size
 MAX_ROWS = 16
 TILE = 16
 
-
 _arena = Arena()
 
 
@@ -141,7 +140,6 @@ def name() -> str:
     return kernels().llamacli_name().decode()  # type: ignore[no-any-return]
 
 
-@cache
 def dense_rows() -> int:
     """Rows of activations up to which tiles are multiplied as they are.
 
@@ -155,26 +153,27 @@ def fits(weight: QuantizedWeight) -> bool:
     """Whether the kernels take such a weight."""
     if kernels() is None or weight.qdata.device.type != "cpu":
         return False
-    group_size = weight.group_size if isinstance(weight, Int4Weight) else 8
-    return (
-        group_size % SUM_GROUP == 0 if isinstance(weight, Int4Weight) else weight.shape[1] % 8 == 0
-    )
+    if isinstance(weight, Int4Weight):
+        return weight.group_size % SUM_GROUP == 0
+    return weight.shape[1] % 8 == 0
+
+
+def sizes(weight: QuantizedWeight) -> tuple[int, int, int, int]:
+    """n, k, bits and group_size of its Matrix."""
+    n, k = weight.shape
+    return (n, k, 4, weight.group_size) if isinstance(weight, Int4Weight) else (n, k, 8, k)
 
 
 def pack(weight: QuantizedWeight) -> Tensor:
     """The tiles of a weight, as bytes."""
-    n, k = weight.shape
+    matrix = Matrix(None, None, *sizes(weight))
+    parts = [weight.qdata, weight.scale]
     if isinstance(weight, Int4Weight):
-        scale, zero_point = weight.scale.bfloat16(), weight.zero_point.bfloat16()
-        matrix = Matrix(None, None, n, k, 4, weight.group_size)
-    else:
-        scale, zero_point = weight.scale, weight.scale
-        matrix = Matrix(None, None, n, k, 8, k)
-    qdata, scale, zero_point = (part.contiguous() for part in (weight.qdata, scale, zero_point))
+        parts = [weight.qdata, weight.scale.bfloat16(), weight.zero_point.bfloat16()]
+    parts = [part.contiguous() for part in parts]
+    pointers = [part.data_ptr() for part in parts]
     tiles = _arena.take(kernels().llamacli_packed_bytes(byref(matrix)))
-    packing = Packing(
-        qdata.data_ptr(), scale.data_ptr(), zero_point.data_ptr(), matrix, tiles.data_ptr()
-    )
+    packing = Packing(*pointers, to=matrix, tiles=tiles.data_ptr())
     kernels().llamacli_pack(byref(packing), torch.get_num_threads())
     return tiles
 
