@@ -15,7 +15,7 @@ from llamacli.checkpoint import Checkpoint
 from llamacli.errors import CheckpointError, first_five
 from llamacli.quantization import Scheme, quantize
 from llamacli.quantized_linear import quantized_linear
-from llamacli.torchao_format import QuantizedInfo, WeightInfo, part_name
+from llamacli.torchao_format import USE_ANOTHER, QuantizedInfo, WeightInfo, part_name
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ def load_into(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     schemes: Mapping[str, Scheme] = MappingProxyType({}),
+    algorithm: str = "rtn",
     progress: Callable[[int, int], object] | None = None,
 ) -> None:
     """Give every parameter of a module its weight; the module is unchanged if that fails.
@@ -47,6 +48,7 @@ def load_into(
         device: of the parameters.
         schemes: name → how a weight that is not quantized becomes so; weights for which the module
             has no use may be among them.
+        algorithm: by which it does, one of `quantization.ALGORITHMS`.
         progress: called with the bytes read so far and in all, after each weight.
 
     Raises:
@@ -62,7 +64,7 @@ def load_into(
             weight = weight.to(device=device, dtype=dtype)
             if name not in schemes:
                 return weight
-            weight = quantize(weight, schemes[name])
+            weight = quantize(weight, schemes[name], algorithm)
         return quantized_linear(weight.to(device), None)  # in its final form: no second copy
 
     names = set(sources.values())
@@ -156,7 +158,7 @@ def _check_quantized(
         owner = module.get_submodule(name.rpartition(".")[0])
         if sources[parameter] in stored | schemes.keys() and not isinstance(owner, nn.Linear):
             message = f"{name} is quantized, and is not the weight of a linear layer"
-            raise CheckpointError(message, hint="use the model that was not quantized")
+            raise CheckpointError(message, hint=USE_ANOTHER)
 
 
 def _described(tensor: WeightInfo | Tensor) -> str:

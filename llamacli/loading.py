@@ -165,7 +165,15 @@ def load_model(
     tensors = {ours: opened.tensors[theirs] for ours, theirs in names.items()}
     opened = dataclasses.replace(opened, tensors=tensors)
     schemes = {ours: schemes[theirs] for ours, theirs in names.items() if theirs in schemes}
-    load_into(model, opened, dtype=chosen, device=target, schemes=schemes, progress=progress)
+    load_into(
+        model,
+        opened,
+        dtype=chosen,
+        device=target,
+        schemes=schemes,
+        algorithm=recipe.algorithm if recipe else "rtn",
+        progress=progress,
+    )
     install(model)
     return model.eval()
 

@@ -24,7 +24,7 @@ PARTS = ("qdata", "scale", "zero_point")
 _CONFIG_NAMES = {4: "Int4WeightOnlyConfig", 8: "Int8WeightOnlyConfig"}
 # torchao's config → the version of it that is known.
 _CONFIG_VERSIONS = {"Int4WeightOnlyConfig": 2, "Int8WeightOnlyConfig": 2, "FqnToConfig": 1}
-_USE_ANOTHER = "use the model that was not quantized"
+USE_ANOTHER = "use the model that was not quantized"
 _WHERE = "the weights' metadata"
 
 
@@ -96,7 +96,7 @@ def check_quantization_config(config: Mapping[str, Any] | None) -> None:
     method = config.get("quant_method", "an unnamed method")
     if method != "torchao":
         message = f"weights quantized by {printable(method)} cannot be read"
-        raise CheckpointError(message, hint=_USE_ANOTHER)
+        raise CheckpointError(message, hint=USE_ANOTHER)
     match config.get("quant_type"):
         case {"default": dict(default)}:
             _check_torchao_config(default)
@@ -123,7 +123,7 @@ def _check_torchao_config(config: Mapping[str, Any]) -> None:
 def _unreadable(found: str) -> CheckpointError:
     known = ", ".join(f"{name} version {number}" for name, number in _CONFIG_VERSIONS.items())
     message = f"weights quantized by torchao's {printable(found)} cannot be read; known: {known}"
-    return CheckpointError(message, hint=_USE_ANOTHER)
+    return CheckpointError(message, hint=USE_ANOTHER)
 
 
 def fold_parts(

@@ -18,7 +18,9 @@ from llamacli import TorchAoConfig
 from llamacli.checkpoint import open_checkpoint
 from llamacli.conversion import convert_folder
 from llamacli.errors import RequestError
+from llamacli.loading import load_model
 from llamacli.model import LlamaForCausalLM, LlamaModel
+from llamacli.model_folder import read_config
 from llamacli.quantization_plan import Recipe, plan_quantization
 from llamacli.quantized_linear import is_quantized
 from llamacli.torchao_config import recipe_of
@@ -40,7 +42,8 @@ def write_quantized(folder: Path, recipe: Recipe) -> Path:
     target = folder.with_name("quantized")
     target.mkdir()
     checkpoint = open_checkpoint(folder)
-    convert_folder(folder, checkpoint, plan_quantization(checkpoint, recipe, tied=False), target)
+    plan = plan_quantization(checkpoint, recipe, tied=False)
+    convert_folder(folder, checkpoint, plan, target, algorithm=recipe.algorithm)
     return target
 
 
@@ -106,6 +109,21 @@ def test_a_model_quantized_while_loading_is_the_one_that_quantize_writes(folder:
     assert not is_quantized(loaded.model.embed_tokens)
     with torch.no_grad():
         assert torch.equal(loaded(IDS), expected(IDS))
+
+
+@pytest.mark.parametrize("algorithm", ["mse", "hqq"])
+def test_the_algorithm_of_a_recipe_counts_while_loading(folder: Path, algorithm: str) -> None:
+    recipe = Recipe(group_size=32, algorithm=algorithm)
+    checkpoint, config = open_checkpoint(folder), read_config(folder)
+    options: dict[str, Any] = {"device": "cpu", "dtype": "bfloat16"}
+    found = load_model(LlamaForCausalLM, config, checkpoint, recipe=recipe, **options)
+    written = LlamaForCausalLM.from_pretrained(write_quantized(folder, recipe), **options)
+    rounded = load_model(
+        LlamaForCausalLM, config, checkpoint, recipe=Recipe(group_size=32), **options
+    )
+    with torch.no_grad():
+        assert torch.equal(found(IDS), written(IDS))
+        assert not torch.equal(found(IDS), rounded(IDS))
 
 
 def test_named_modules_and_the_base_model(folder: Path) -> None:

@@ -83,6 +83,7 @@ def make_plan(options: QuantizeOptions, source: Source) -> "Plan":
     recipe = Recipe(
         bits=int(options.bits),
         group_size=int(options.group_size),
+        algorithm=options.algorithm.value,
         skip=tuple(options.skip or ()),
         mixed=options.mixed_bits,
     )
