@@ -217,6 +217,11 @@ class LlamaConfig:
         return self.max_position_embeddings
 
     @property
+    def rope_follows_length(self) -> bool:
+        """Whether rotary frequencies follow the length of the text, so that tables do not last."""
+        return self.rope_scaling is not None and self.rope_scaling.rope_type == "dynamic"
+
+    @property
     def eos_token_ids(self) -> frozenset[int]:
         """Every end-of-sequence id that the config names."""
         ids = self.eos_token_id

@@ -121,9 +121,8 @@ class TokenStream:
         max_length = longest + max(self._budgets, default=0) if static_cache else None
         self._cache = KVCache(model.config.num_hidden_layers, max_length=max_length)
         self._attention_mask: Tensor | None = None  # (B, S), None without padding
-        scaling = model.config.rope_scaling
-        steady = scaling is None or scaling.rope_type != "dynamic"
-        self._lookup = NgramLookup(lookup) if lookup and steady else None
+        drafts = lookup > 0 and not model.config.rope_follows_length
+        self._lookup = NgramLookup(lookup) if drafts else None
         self._finished: set[int] = set()
         self._rows = [row for row, budget in enumerate(self._budgets) if budget]
 

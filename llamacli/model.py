@@ -79,8 +79,8 @@ class RotaryEmbedding(nn.Module):
 
     def _frequencies_for(self, position_ids: Tensor) -> Tensor:
         """(D/2,), or (B, 1, D/2) where they follow the length of each row."""
-        scaling, device = self.config.rope_scaling, position_ids.device
-        if scaling is not None and scaling.rope_type == "dynamic":
+        device = position_ids.device
+        if self.config.rope_follows_length:
             lengths = (position_ids.amax(dim=-1) + 1).tolist()
             rows = [[rope_frequencies(self.config, length)[0]] for length in lengths]
             return torch.tensor(rows, dtype=torch.float32, device=device)

@@ -130,8 +130,6 @@ class DecodeStep:
         self._embeddings = model.embed_tokens.weight.detach()  # (V, C)
         self._layers = (Layer * len(model.layers))(*map(self._layer, model.layers))
         self._norm = self._float(model.norm.weight)
-        scaling = model.config.rope_scaling
-        self._follows_length = scaling is not None and scaling.rope_type == "dynamic"
         self._table = torch.empty(0), torch.empty(0)  # cos and sin of positions 0, 1, …
         self._caches: WeakKeyDictionary[KVCache, _CachedLayers] = WeakKeyDictionary()
 
@@ -260,7 +258,7 @@ class DecodeStep:
     ) -> tuple[Tensor, Tensor]:
         """cos and sin (B · T, D) of the tokens' positions, offset … when position_ids is None."""
         batch, length = input_ids.shape
-        if self._follows_length:
+        if self._model.config.rope_follows_length:
             if position_ids is None:
                 position_ids = self._model._position_ids(input_ids, None, offset)
             both = self._model.rotary_emb(position_ids, torch.float32)  # (B or 1, 1, T, D)
