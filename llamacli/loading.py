@@ -28,7 +28,7 @@ from llamacli.load_into import load_into
 from llamacli.model_folder import read_config
 from llamacli.quantization import Scheme
 from llamacli.quantization_plan import Recipe, plan_quantization
-from llamacli.quantized_linear import is_quantized
+from llamacli.quantized_linear import is_quantized, round_activations
 from llamacli.torchao_config import recipe_of
 from llamacli.torchao_format import check_quantization_config
 
@@ -65,6 +65,7 @@ class PreTrainedModel(nn.Module):
         device: str | torch.device = "auto",
         attn_implementation: str = "sdpa",
         quantization_config: object = None,
+        activations: str = "auto",
     ) -> Self:
         """Read a model from a folder or the hub.
 
@@ -76,10 +77,12 @@ class PreTrainedModel(nn.Module):
             device: "auto" is the first of CUDA, XPU, MPS and CPU that this machine has.
             attn_implementation: "sdpa" or "eager".
             quantization_config: a TorchAoConfig; the weights are quantized while they are read.
+            activations: "int8" rounds the input of int4 layers (see `round_activations`); "auto"
+                does not.
 
         Raises:
             LlamacliError: see `hub.resolve`, `LlamaConfig`, `checkpoint.open_checkpoint`,
-                `torchao_config.recipe_of`, `plan_quantization`.
+                `torchao_config.recipe_of`, `plan_quantization`, `round_activations`.
         """
         folder = hub.resolve(model, revision=revision).path
         config = read_config(folder)
@@ -91,6 +94,7 @@ class PreTrainedModel(nn.Module):
             device=device,
             attn_implementation=attn_implementation,
             recipe=None if quantization_config is None else recipe_of(quantization_config),
+            activations=activations,
         )
         loaded.generation_config = GenerationConfig.from_folder(folder)
         return loaded
@@ -143,6 +147,7 @@ def load_model(
     device: str | torch.device = "auto",
     attn_implementation: str = "sdpa",
     recipe: Recipe | None = None,
+    activations: str = "auto",
     progress: Callable[[int, int], object] | None = None,
 ) -> ModelT:
     """Read the weights into a new model, in evaluation mode; options as `from_pretrained`.
@@ -151,6 +156,7 @@ def load_model(
     Weights become quantized as `recipe` says. `progress` is called with the bytes read so far and
     in all, after each weight.
     """
+    rounds = choose("activations", activations, {"auto": False, "int8": True})
     target = choose_device(device)
     with torch.device("meta"), _WithoutInit():
         model = cls(config, attn_implementation=attn_implementation)
@@ -174,6 +180,8 @@ def load_model(
         algorithm=recipe.algorithm if recipe else "rtn",
         progress=progress,
     )
+    if rounds:
+        round_activations(model)
     install(model)
     return model.eval()
 

@@ -8,6 +8,7 @@ on unpacking and a dense product are faster.
 Shapes: N out_features · K in_features · g group size · M rows of activations.
 """
 
+import sys
 from collections.abc import Iterable
 from functools import cache
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llamacli.errors import RequestError
 from llamacli.kernels import native
 from llamacli.quantization import Int4Weight, Int8Weight, QuantizedWeight, unpack_int4
 
@@ -49,10 +51,33 @@ def _add(out: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias
 
 
+def round_activations(model: nn.Module) -> None:
+    """Have the int4 layers of a model round their input to int8 in the groups of their weight.
+
+    It is faster where integers are multiplied faster than bfloat16, and less exact: each group has
+    255 even steps between the least and the greatest number.
+
+    Raises:
+        RequestError: there is no layer that can.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, TiledLinear)]
+    layers = [layer for layer in layers if layer.is_int4]
+    if not layers:
+        hint = "quantize int4, for the CPU, with groups of a multiple of 32"
+        raise RequestError("int8 activations need int4 weights and the C kernels", hint=hint)
+    for layer in layers:
+        layer.activation_bits = 8
+
+
 class TiledLinear(nn.Module):
-    """x · Wᵀ + bias by the C kernels, which read W as tiles; it lives on the CPU."""
+    """x · Wᵀ + bias by the C kernels, which read W as tiles; it lives on the CPU.
+
+    Attributes:
+        activation_bits: 8 where x is rounded to integers, else 16.
+    """
 
     tiles: Tensor  # bytes
+    activation_bits = 16
 
     def __init__(self, weight: QuantizedWeight, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -61,14 +86,20 @@ class TiledLinear(nn.Module):
         self._sizes = native.sizes(weight)
 
     @property
+    def is_int4(self) -> bool:
+        """Whether W has 4 bits, else 8."""
+        return self._sizes[2] == 4
+
+    @property
     def matrix(self) -> native.Matrix:
         """The weight where it is now: copies and `share_memory` move the tiles."""
-        return native.Matrix(self.tiles.data_ptr(), None, *self._sizes)
+        return native.Matrix(self.tiles.data_ptr(), None, *self._sizes, self.activation_bits)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, K) → (…, N)."""
         rows = x.reshape(-1, x.shape[-1])  # (M, K)
-        is_dense = len(rows) > native.dense_rows() or rows.requires_grad
+        few = native.dense_rows() if self.activation_bits == 16 else sys.maxsize
+        is_dense = len(rows) > few or rows.requires_grad
         multiply = self._dense if is_dense else self._tiled
         return _add(torch.unflatten(multiply(rows), 0, x.shape[:-1]), self.bias)
 

@@ -81,9 +81,13 @@ static float *floats(int64_t count, float factor) {
     return out;
 }
 
+static int activation_bits; /* of weights of 4 bits */
+
 /* A random weight; group_size counts for 4 bits. */
 static struct matrix weight(int64_t n, int64_t k, int bits_of, int group_size, int threads) {
-    struct matrix w = {NULL, n % 2 ? floats(n, 1) : NULL, n, k, bits_of, group_size};
+    struct matrix w = {NULL, n % 2 ? floats(n, 1) : NULL, n, k, bits_of, group_size, 16};
+    if (bits_of == 4)
+        w.activation_bits = activation_bits;
     if (bits_of == 16) {
         w.data = numbers(n * k, 1);
         return w;
@@ -112,7 +116,7 @@ static void check(const struct matrix *w, int64_t rows, int threads) {
         values = out;
     }
     bf16 *x = numbers(rows * w->k, 1), *y = buffer(rows * w->n * 2);
-    struct product p = {w, x, y, rows, NULL};
+    struct product p = {.w = w, .x = x, .y = y, .rows = rows};
     if (llamacli_multiply(&p, threads) != 0)
         exit(1);
     for (int64_t row = 0; row < rows; row++)
@@ -217,10 +221,11 @@ int main(void) {
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         if (!llamacli_use(names[i]))
             continue;
-        for (int threads = 1; threads <= 3; threads++) {
-            products(threads);
-            steps(threads);
-        }
+        for (activation_bits = 8; activation_bits <= 16; activation_bits += 8)
+            for (int threads = 1; threads <= 3; threads++) {
+                products(threads);
+                steps(threads);
+            }
         printf("%s: ok\n", names[i]);
     }
     return 0;

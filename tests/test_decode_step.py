@@ -20,7 +20,7 @@ from llamacli.kernels.native import MAX_ROWS
 from llamacli.model import LlamaForCausalLM
 from llamacli.model_folder import DEMO_FOLDER
 from llamacli.quantization import QuantizedWeight, Scheme, quantize
-from llamacli.quantized_linear import Int4Linear, quantized_linear
+from llamacli.quantized_linear import Int4Linear, quantized_linear, round_activations
 from llamacli.tokenizer_fast import load_tokenizer
 from tests.tiny import KINDS, random_ids, reference, twin
 
@@ -39,6 +39,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], Scheme | None]] = {
     "int4-biases": ("biases", WIDE, INT4),
     "int4-mqa": ("mqa-head-dim", {"hidden_size": 64, "intermediate_size": 160}, INT4),
     "int4-llama3": ("llama3", WIDE, INT4),
+    "int4-rounded": ("plain", WIDE, INT4),
     "int8": ("gqa", {"hidden_size": 40, "intermediate_size": 56}, INT8),
     "int8-biases": ("biases", WIDE, INT8),
 }
@@ -59,6 +60,8 @@ def build(name: str = "plain", seed: int = 0) -> tuple[LlamaForCausalLM, LlamaFo
         stored = quantize(linear.weight.data, scheme)
         exact.get_submodule(path).weight.copy_(stored.dequantize(torch.float32))
         model.set_submodule(path, quantized_linear(stored, linear.bias))
+    if name == "int4-rounded":
+        round_activations(model)
     assert install(model)
     return model, exact
 

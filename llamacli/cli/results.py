@@ -44,7 +44,7 @@ class RunFacts:
     revision: str | None
     device: str
     dtype: str
-    kernels: str  # what computes: "avx512", …, or "torch"
+    kernels: str  # what computes: "avx512", "avx512 int8", …, or "torch"
     load_s: float
     lookup: int
     tokenizer: Tokenizer

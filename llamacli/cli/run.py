@@ -11,7 +11,7 @@ import typer
 from llamacli.cli.console import Terminal
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.option_class import takes_options
-from llamacli.cli.options import CacheImplementation
+from llamacli.cli.options import Activations, CacheImplementation
 from llamacli.cli.prompt_sources import PromptRecord, collect_prompts
 from llamacli.cli.run_options import RunOptions, checked, origin
 from llamacli.cli.threads import calm_threads, set_threads
@@ -157,6 +157,7 @@ def load_weights(
         device=options.device,
         attn_implementation=options.attn_implementation.value,
         recipe=None if options.quantize is None else Recipe(bits=int(options.quantize.value[-1])),
+        activations=options.activations.value,
         progress=show_progress,
     )
     values = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
@@ -173,12 +174,13 @@ def describe(
     from llamacli.kernels.decode_step import kernel_set
 
     weight = model.model.norm.weight  # never quantized
+    rounds = options.activations is Activations.INT8
     return RunFacts(
         model="demo" if options.model is None else options.model,
         revision=folder.revision,
         device=str(weight.device),
         dtype=str(weight.dtype).removeprefix("torch."),
-        kernels=kernel_set(model),
+        kernels=f"{kernel_set(model)} int8" if rounds else kernel_set(model),
         load_s=load_s,
         lookup=options.lookup,
         tokenizer=folder.tokenizer,

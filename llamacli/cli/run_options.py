@@ -32,6 +32,7 @@ class RunOptions:
     device: opt.DeviceOption = "auto"
     dtype: opt.DtypeOption = opt.Dtype.AUTO
     quantize: opt.QuantizeOption = None
+    activations: opt.ActivationsOption = opt.Activations.AUTO
     threads: opt.ThreadsOption = None
     cache_implementation: opt.CacheImplementationOption = opt.CacheImplementation.DYNAMIC
     attn_implementation: opt.AttnImplementationOption = opt.AttnImplementation.SDPA

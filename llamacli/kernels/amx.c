@@ -1,13 +1,13 @@
 /* AVX-512, and for several rows of activations AMX, the CPU's unit for matrices: one instruction
- * multiplies 16 rows of a weight by 16 rows of activations, 32 columns of each.
+ * multiplies 16 rows of a weight by 16 rows of activations, 32 columns of each, or 64 of integers.
  */
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target( \
-    "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,avx2,fma,f16c,bmi2,amx-tile,amx-bf16"))), apply_to = function)
+    "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,avx512vnni,avx2,fma,f16c,bmi2,amx-tile,amx-bf16,amx-int8"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,avx2,fma,f16c,bmi2,amx-tile,amx-bf16")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,avx512vnni,avx2,fma,f16c,bmi2,amx-tile,amx-bf16,amx-int8")
 #endif
 
 #include "avx512.h"
@@ -25,13 +25,16 @@ struct tile_config {
     uint8_t rows[16];
 };
 
-static void configure(int rows) {
+/* For so many rows of activations, of which an instruction takes so many bytes. */
+static void configure(int rows, int bytes) {
     struct tile_config config = {.palette = 1};
     int blocks = (rows + TILE - 1) / TILE, last = rows - (blocks - 1) * TILE;
     for (int i = 0; i < 7; i++) {
         config.row_bytes[i] = 64;
         config.rows[i] = TILE;
     }
+    config.row_bytes[4] = config.row_bytes[6] = (uint16_t)bytes;
+    config.rows[5] = (uint8_t)(bytes / 4);
     config.rows[blocks - 1] = config.rows[6] = (uint8_t)last;
     SETTLED();
     _tile_loadconfig(&config);
@@ -78,7 +81,9 @@ INLINE void clear(void) {
     _tile_zero(3);
 }
 
-INLINE void read_sums(int blocks, float *sums) {
+/* 16 of 32 bits for each row. */
+INLINE void read_sums(int blocks, void *out) {
+    float *sums = out;
     _tile_stored(0, sums, 64);
     if (blocks > 1)
         _tile_stored(1, sums + TILE * TILE, 64);
@@ -89,10 +94,10 @@ INLINE void read_sums(int blocks, float *sums) {
     SETTLED();
 }
 
-static void block_int4(const struct matrix *w, const uint8_t *tile, const bf16 *x,
-                       const float *sums, int rows, float *y) {
+static void block_int4(const struct matrix *w, const uint8_t *tile, const struct activations *in,
+                       int rows, float *y) {
     const __m512i values = table(8.0f, 1.0f);
-    const int64_t size = w->group_size, entries = w->k / SUM_GROUP;
+    const int64_t size = w->group_size, groups = w->k / size;
     const int blocks = (rows + TILE - 1) / TILE;
     _Alignas(64) bf16 buffer[TILE * COLUMNS];
     _Alignas(64) float dot[MAX_BLOCK * TILE];
@@ -104,24 +109,22 @@ static void block_int4(const struct matrix *w, const uint8_t *tile, const bf16 *
         clear();
         for (int64_t c = 0; c < size; c += COLUMNS, tile += COLUMNS * 8) {
             load_weight(tile, 64, values, buffer);
-            add_blocks(x + k + c, w->k, blocks);
+            add_blocks(in->x + k + c, in->ld, blocks);
         }
         read_sums(blocks, dot);
+        const float *sums = in->sums + k / size;
         for (int i = 0; i < rows; i++) {
-            const float *sum = sums + i * entries + k / SUM_GROUP;
-            float of_group = 0;
-            for (int64_t s = 0; s < size / SUM_GROUP; s++)
-                of_group += sum[s];
+            __m512 sum = _mm512_set1_ps(sums[i * groups]);
             __m512 out = _mm512_load_ps(y + i * TILE);
             out = _mm512_fmadd_ps(scale, _mm512_load_ps(dot + i * TILE), out);
-            out = _mm512_fmadd_ps(zero_point, _mm512_set1_ps(of_group), out);
+            out = _mm512_fmadd_ps(zero_point, sum, out);
             _mm512_store_ps(y + i * TILE, out);
         }
     }
 }
 
-static void block_int8(const struct matrix *w, const uint8_t *tile, const bf16 *x, int rows,
-                       float *y) {
+static void block_int8(const struct matrix *w, const uint8_t *tile, const struct activations *in,
+                       int rows, float *y) {
     const __m512i high = table(8.0f, 16.0f), low = table(0.0f, 1.0f);
     const int blocks = (rows + TILE - 1) / TILE;
     const __m512 scale = _mm512_loadu_ps(tile);
@@ -130,44 +133,103 @@ static void block_int8(const struct matrix *w, const uint8_t *tile, const bf16 *
     clear();
     for (int64_t k = 0; k < w->k; k += COLUMNS, tile += COLUMNS * 16) {
         load_weight(tile, 128, high, buffer);
-        add_blocks(x + k, w->k, blocks);
+        add_blocks(in->x + k, in->ld, blocks);
         load_weight(tile + 64, 128, low, buffer);
-        add_blocks(x + k, w->k, blocks);
+        add_blocks(in->x + k, in->ld, blocks);
     }
     read_sums(blocks, y);
     for (int i = 0; i < rows; i++)
         _mm512_store_ps(y + i * TILE, _mm512_mul_ps(scale, _mm512_load_ps(y + i * TILE)));
 }
 
-static void matmul_block(const struct matrix *w, const bf16 *x, const float *sums, int rows,
-                         float *y, int64_t ldy, int64_t first, int64_t last) {
-    configure(rows);
+/* Integers of a tile, four columns in each row of the register. */
+INLINE void load_integers(const uint8_t *words, int64_t columns, uint8_t *buffer) {
+    const __m512i low = _mm512_set1_epi8(15);
+    for (int64_t c = 0; c < columns / 8; c++) {
+        __m512i chunk = _mm512_loadu_si512(words + c * 64);
+        _mm_prefetch((const char *)words + c * 64 + PREFETCH, _MM_HINT_T0);
+        _mm512_store_si512(buffer + c * 128, _mm512_and_si512(chunk, low));
+        _mm512_store_si512(buffer + c * 128 + 64,
+                           _mm512_and_si512(_mm512_srli_epi32(chunk, 4), low));
+    }
+    SETTLED();
+    _tile_loadd(5, buffer, 64);
+    SETTLED();
+}
+
+INLINE void add_integers(const int8_t *x, int64_t ldx, int blocks) {
+    int64_t block = TILE * ldx;
+#define ADD(i)     if (blocks == i + 1) {         _tile_loadd(6, x + i * block, ldx);         _tile_dpbsud(i, 6, 5);     } else if (blocks > i + 1) {         _tile_loadd(4, x + i * block, ldx);         _tile_dpbsud(i, 4, 5);     }
+    ADD(0) ADD(1) ADD(2) ADD(3)
+#undef ADD
+}
+
+/* Columns of integers that one instruction takes. */
+static int step_of(const struct matrix *w) {
+    return w->group_size % 64 == 0 ? 64 : 32;
+}
+
+static void block_rounded(const struct matrix *w, const uint8_t *tile, const struct activations *in,
+                          int rows, float *y) {
+    const int64_t size = w->group_size, groups = w->k / size, step = step_of(w);
+    const int blocks = (rows + TILE - 1) / TILE;
+    _Alignas(64) uint8_t buffer[TILE * 64];
+    _Alignas(64) int32_t dot[MAX_BLOCK * TILE];
+    __m512 scale, offset;
+    for (int i = 0; i < rows; i++)
+        _mm512_store_ps(y + i * TILE, _mm512_setzero_ps());
+    for (int64_t group = 0; group < groups; group++) {
+        read_group(tile, &scale, &offset);
+        tile += 64;
+        clear();
+        for (int64_t c = 0; c < size; c += step, tile += step * 8) {
+            load_integers(tile, step, buffer);
+            add_integers(in->rounded + group * size + c, in->ld, blocks);
+        }
+        read_sums(blocks, dot);
+        const float *x_scale = in->scales + group, *x_sum = in->sums + group;
+        for (int i = 0; i < rows; i++) {
+            __m512i of_group = _mm512_load_si512(dot + i * TILE);
+            __m512 out = _mm512_load_ps(y + i * TILE);
+            out = add_group(out, of_group, scale, offset, x_scale[i * groups], x_sum[i * groups]);
+            _mm512_store_ps(y + i * TILE, out);
+        }
+    }
+}
+
+static void matmul_block(const struct matrix *w, const struct activations *in, int rows, float *y,
+                         int64_t ldy, int64_t first, int64_t last) {
+    configure(rows, w->activation_bits == 8 ? step_of(w) : 64);
     for (int64_t tile = first; tile < last; tile++) {
         const uint8_t *data = (const uint8_t *)w->data + tile * tile_bytes(w);
         _Alignas(64) float values[MAX_BLOCK * TILE];
-        if (w->bits == 4)
-            block_int4(w, data, x, sums, rows, values);
+        if (w->activation_bits == 8)
+            block_rounded(w, data, in, rows, values);
+        else if (w->bits == 4)
+            block_int4(w, data, in, rows, values);
         else
-            block_int8(w, data, x, rows, values);
+            block_int8(w, data, in, rows, values);
         for (int i = 0; i < rows; i++)
             store(w, tile, values + i * TILE, y + i * ldy + (tile - first) * TILE);
     }
     _tile_release();
 }
 
-enum { FEW_ROWS = 3 }; /* up to here the memory is what takes time, and AVX-512 has less to prepare */
+/* Up to here the memory is what takes time, and AVX-512 has less to prepare. */
+enum { FEW_ROWS = 3, FEW_ROUNDED_ROWS = 8 };
 
-static void matmul_amx(const struct matrix *w, const bf16 *x, const float *sums, int rows, float *y,
+static void matmul_amx(const struct matrix *w, const struct activations *in, int rows, float *y,
                        int64_t ldy, int64_t first, int64_t last) {
-    if (rows > FEW_ROWS && w->bits != 16 && w->k % COLUMNS == 0)
-        matmul_block(w, x, sums, rows, y, ldy, first, last);
+    int few = w->activation_bits == 8 ? FEW_ROUNDED_ROWS : FEW_ROWS;
+    if (rows > few && w->bits != 16 && w->k % COLUMNS == 0)
+        matmul_block(w, in, rows, y, ldy, first, last);
     else
-        matmul(w, x, sums, rows, y, ldy, first, last);
+        matmul(w, in, rows, y, ldy, first, last);
 }
 
 const struct kernels kernels_amx = {
     "amx",    matmul_amx, matmul_block, unpack,   rms_norm, to_bf16,
-    widen_row, group_sums, silu_mul,     rotate,   attend_avx512,
+    widen_row, prepare, silu_mul,     rotate,   attend_avx512,
 };
 
 #if defined(__clang__)

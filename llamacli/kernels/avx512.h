@@ -71,11 +71,11 @@ INLINE __m512 total(const __m512 *dot, int sums) {
     return sum;
 }
 
-INLINE void rows_int4(const struct matrix *w, const uint8_t *tile, const bf16 *x, const float *sums,
+INLINE void rows_int4(const struct matrix *w, const uint8_t *tile, const struct activations *a,
                       int rows, float *out) {
     const __m512i values = table(8.0f, 1.0f);
     const int several = sums_of(rows);
-    const int64_t size = w->group_size, entries = w->k / SUM_GROUP;
+    const int64_t size = w->group_size, groups = w->k / size;
     __m512 y[MAX_ROWS];
     UNROLLED
     for (int i = 0; i < rows; i++)
@@ -88,20 +88,17 @@ INLINE void rows_int4(const struct matrix *w, const uint8_t *tile, const bf16 *x
             dot[i] = _mm512_setzero_ps();
         tile += 64;
         for (int64_t c = 0; c < size; c += 16, tile += 128) {
-            const bf16 *in = x + k + c;
+            const bf16 *in = a->x + k + c;
             _mm_prefetch((const char *)tile + PREFETCH, _MM_HINT_T0);
             _mm_prefetch((const char *)tile + PREFETCH + 64, _MM_HINT_T0);
-            add_words(_mm512_loadu_si512(tile), values, in, w->k, rows, several, 0, dot);
-            add_words(_mm512_loadu_si512(tile + 64), values, in + 8, w->k, rows, several, 4, dot);
+            add_words(_mm512_loadu_si512(tile), values, in, a->ld, rows, several, 0, dot);
+            add_words(_mm512_loadu_si512(tile + 64), values, in + 8, a->ld, rows, several, 4, dot);
         }
         UNROLLED
         for (int i = 0; i < rows; i++) {
-            const float *sum = sums + i * entries + k / SUM_GROUP;
-            float of_group = 0;
-            for (int64_t s = 0; s < size / SUM_GROUP; s++)
-                of_group += sum[s];
+            __m512 sum = _mm512_set1_ps(a->sums[i * groups + k / size]);
             y[i] = _mm512_fmadd_ps(scale, total(dot + i * several, several), y[i]);
-            y[i] = _mm512_fmadd_ps(zero_point, _mm512_set1_ps(of_group), y[i]);
+            y[i] = _mm512_fmadd_ps(zero_point, sum, y[i]);
         }
     }
     UNROLLED
@@ -109,8 +106,79 @@ INLINE void rows_int4(const struct matrix *w, const uint8_t *tile, const bf16 *x
         _mm512_storeu_ps(out + i * TILE, y[i]);
 }
 
-INLINE void rows_int8(const struct matrix *w, const uint8_t *tile, const bf16 *x, int rows,
-                      float *out) {
+/* Four neighbours of a row, in every lane. */
+INLINE __m512i four(const int8_t *x) {
+    int32_t all;
+    memcpy(&all, x, 4);
+    return _mm512_set1_epi32(all);
+}
+
+/* Add what a group gives to 16 outputs of one row, from the products of its integers. */
+INLINE __m512 add_group(__m512 y, __m512i dot, __m512 scale, __m512 offset, float x_scale,
+                        float x_sum) {
+    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), scale);
+    y = _mm512_fmadd_ps(product, _mm512_set1_ps(x_scale), y);
+    return _mm512_fmadd_ps(offset, _mm512_set1_ps(x_sum), y);
+}
+
+/* What the scales and zero points at the front of a group mean for values that are 0 … 15. */
+INLINE void read_group(const uint8_t *group, __m512 *scale, __m512 *offset) {
+    __m512 zero_point = widened((const bf16 *)group + TILE);
+    *scale = widened((const bf16 *)group);
+    *offset = _mm512_fnmadd_ps(*scale, _mm512_set1_ps(8.0f), zero_point);
+}
+
+/* rows_int4 with rounded activations: one instruction multiplies 16 rows by four columns. */
+INLINE void rows_rounded(const struct matrix *w, const uint8_t *tile, const struct activations *a,
+                         int rows, float *out) {
+    const __m512i low = _mm512_set1_epi8(15);
+    const int several = sums_of(rows);
+    const int64_t size = w->group_size, groups = w->k / size;
+    __m512 y[MAX_ROWS], scale, offset;
+    UNROLLED
+    for (int i = 0; i < rows; i++)
+        y[i] = _mm512_setzero_ps();
+    for (int64_t group = 0; group < groups; group++) {
+        __m512i dot[MAX_SUMS];
+        UNROLLED
+        for (int i = 0; i < rows * several; i++)
+            dot[i] = _mm512_setzero_si512();
+        read_group(tile, &scale, &offset);
+        tile += 64;
+        for (int64_t c = 0; c < size; c += 16) {
+            UNROLLED
+            for (int j = 0; j < 4; j += 2, tile += 64) {
+                const int8_t *x = a->rounded + group * size + c + 4 * j;
+                _mm_prefetch((const char *)tile + PREFETCH, _MM_HINT_T0);
+                __m512i words = _mm512_loadu_si512(tile);
+                __m512i even = _mm512_and_si512(words, low);
+                __m512i odd = _mm512_and_si512(_mm512_srli_epi32(words, 4), low);
+                UNROLLED
+                for (int i = 0; i < rows; i++) {
+                    __m512i *sum = dot + i * several;
+                    sum[j % several] =
+                        _mm512_dpbusd_epi32(sum[j % several], even, four(x + i * a->ld));
+                    sum[(j + 1) % several] =
+                        _mm512_dpbusd_epi32(sum[(j + 1) % several], odd, four(x + i * a->ld + 4));
+                }
+            }
+        }
+        UNROLLED
+        for (int i = 0; i < rows; i++) {
+            UNROLLED
+            for (int j = 1; j < several; j++)
+                dot[i * several] = _mm512_add_epi32(dot[i * several], dot[i * several + j]);
+            y[i] = add_group(y[i], dot[i * several], scale, offset, a->scales[i * groups + group],
+                             a->sums[i * groups + group]);
+        }
+    }
+    UNROLLED
+    for (int i = 0; i < rows; i++)
+        _mm512_storeu_ps(out + i * TILE, y[i]);
+}
+
+INLINE void rows_int8(const struct matrix *w, const uint8_t *tile, const struct activations *a,
+                      int rows, float *out) {
     const __m512i high = table(8.0f, 16.0f), low = table(0.0f, 1.0f);
     const int several = sums_of(rows);
     __m512 dot[MAX_SUMS], scale = _mm512_loadu_ps(tile);
@@ -121,8 +189,8 @@ INLINE void rows_int8(const struct matrix *w, const uint8_t *tile, const bf16 *x
     for (int64_t k = 0; k < w->k; k += 8, tile += 128) {
         _mm_prefetch((const char *)tile + PREFETCH, _MM_HINT_T0);
         _mm_prefetch((const char *)tile + PREFETCH + 64, _MM_HINT_T0);
-        add_words(_mm512_loadu_si512(tile), high, x + k, w->k, rows, several, 0, dot);
-        add_words(_mm512_loadu_si512(tile + 64), low, x + k, w->k, rows, several, 4, dot);
+        add_words(_mm512_loadu_si512(tile), high, a->x + k, a->ld, rows, several, 0, dot);
+        add_words(_mm512_loadu_si512(tile + 64), low, a->x + k, a->ld, rows, several, 4, dot);
     }
     UNROLLED
     for (int i = 0; i < rows; i++)
@@ -136,7 +204,9 @@ INLINE __m512bh columns(const bf16 *x, int64_t left) {
 }
 
 /* One row of a bfloat16 weight times each row of x. */
-INLINE void rows_bf16(const bf16 *w, const bf16 *x, int64_t k, int rows, float *out) {
+INLINE void rows_bf16(const bf16 *w, const struct activations *a, int64_t k, int rows,
+                      float *out) {
+    const bf16 *x = a->x;
     const int several = rows == 1 ? 4 : rows <= 4 ? 2 : 1;
     __m512 dot[MAX_SUMS];
     UNROLLED
@@ -150,7 +220,7 @@ INLINE void rows_bf16(const bf16 *w, const bf16 *x, int64_t k, int rows, float *
             __m512bh here = (__m512bh)_mm512_loadu_si512(w + at + 32 * j);
             UNROLLED
             for (int i = 0; i < rows; i++) {
-                __m512bh in = (__m512bh)_mm512_loadu_si512(x + i * k + at + 32 * j);
+                __m512bh in = (__m512bh)_mm512_loadu_si512(x + i * a->ld + at + 32 * j);
                 dot[i * several + j] = _mm512_dpbf16_ps(dot[i * several + j], here, in);
             }
         }
@@ -160,37 +230,39 @@ INLINE void rows_bf16(const bf16 *w, const bf16 *x, int64_t k, int rows, float *
         UNROLLED
         for (int i = 0; i < rows; i++)
             dot[i * several] =
-                _mm512_dpbf16_ps(dot[i * several], here, columns(x + i * k + at, k - at));
+                _mm512_dpbf16_ps(dot[i * several], here, columns(x + i * a->ld + at, k - at));
     }
     UNROLLED
     for (int i = 0; i < rows; i++)
         out[i * TILE] = _mm512_reduce_add_ps(total(dot + i * several, several));
 }
 
-INLINE void tiles_of(const struct matrix *w, const bf16 *x, const float *sums, int rows, float *y,
+INLINE void tiles_of(const struct matrix *w, const struct activations *in, int rows, float *y,
                      int64_t ldy, int64_t first, int64_t last) {
     for (int64_t tile = first; tile < last; tile++) {
         const uint8_t *data = (const uint8_t *)w->data + tile * tile_bytes(w);
         float values[MAX_ROWS * TILE];
-        if (w->bits == 4)
-            rows_int4(w, data, x, sums, rows, values);
+        if (w->activation_bits == 8)
+            rows_rounded(w, data, in, rows, values);
+        else if (w->bits == 4)
+            rows_int4(w, data, in, rows, values);
         else if (w->bits == 8)
-            rows_int8(w, data, x, rows, values);
+            rows_int8(w, data, in, rows, values);
         else
             for (int64_t r = 0; r < TILE && tile * TILE + r < w->n; r++)
-                rows_bf16((const bf16 *)data + r * w->k, x, w->k, rows, values + r);
+                rows_bf16((const bf16 *)data + r * w->k, in, w->k, rows, values + r);
         for (int i = 0; i < rows; i++)
             store(w, tile, values + i * TILE, y + i * ldy + (tile - first) * TILE);
     }
 }
 
 /* A copy for each number of rows, in which they stay in registers. */
-static void matmul(const struct matrix *w, const bf16 *x, const float *sums, int rows, float *y,
+static void matmul(const struct matrix *w, const struct activations *in, int rows, float *y,
                    int64_t ldy, int64_t first, int64_t last) {
     switch (rows) {
 #define CASE(n) \
     case n: \
-        tiles_of(w, x, sums, n, y, ldy, first, last); \
+        tiles_of(w, in, n, y, ldy, first, last); \
         break;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7)
         CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)

@@ -25,12 +25,12 @@
 /* ------------------------------------------------------------------------------ instruction sets */
 
 #ifdef LLAMACLI_X86
-/* Whether there is AMX for bfloat16, and the system lets this process use it. */
+/* Whether there is AMX for bfloat16 and integers, and the system lets this process use it. */
 static int has_amx(void) {
 #ifdef __linux__
-    enum { REQUEST = 0x1023, TILE_DATA = 18, BF16 = 1 << 22, TILES = 1 << 24 };
+    enum { REQUEST = 0x1023, TILE_DATA = 18, BF16 = 1 << 22, TILES = 1 << 24, INT8 = 1 << 25 };
     unsigned a, b, c, d = 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & BF16) && (d & TILES) &&
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & BF16) && (d & TILES) && (d & INT8) &&
            syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 #else
     return 0;
@@ -43,7 +43,8 @@ static const struct kernels *best(void) {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"))
+        __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+        __builtin_cpu_supports("avx512vnni"))
         return has_amx() ? &kernels_amx : &kernels_avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         return &kernels_avx2;
@@ -298,36 +299,45 @@ EXPORT void llamacli_pack(const struct packing *packing, int threads) {
 
 struct product {
     const struct matrix *w;
-    const bf16 *x; /* (M, K) */
-    bf16 *y;       /* (M, N) */
-    int64_t rows;  /* M */
-    float *sums;   /* (M, K / SUM_GROUP); our own */
+    const bf16 *x;         /* (M, K) */
+    bf16 *y;               /* (M, N) */
+    int64_t rows;          /* M */
+    struct activations in; /* our own */
 };
 
+/* Rows whose distance is a power of two compete for the same few places in the cache. */
+enum { APART = 64 };
+
 enum { TILES_AT_ONCE = 16 }; /* so many, and the rows of a block, stay in the cache */
+
+/* This thread's rows of the activations. */
+static void prepare_rows(const struct product *p, int thread, int threads) {
+    int64_t first = share(p->rows, thread, threads), last = share(p->rows, thread + 1, threads);
+    size_t size = (size_t)p->w->k * sizeof(bf16);
+    for (int64_t row = first; row < last; row++)
+        memcpy(p->in.x + row * p->in.ld, p->x + row * p->w->k, size);
+    if (p->w->bits == 4)
+        kernels->prepare(p->w, &p->in, first, last);
+    barrier(threads);
+}
 
 static void product_job(int thread, int threads, void *argument) {
     const struct product *p = argument;
     const struct matrix *w = p->w;
     int by_block = kernels->matmul_block && w->bits != 16 && w->k % SUM_GROUP == 0;
     int64_t most = by_block ? MAX_BLOCK : MAX_ROWS;
-    int64_t entries = w->k / SUM_GROUP, blocks = (p->rows + most - 1) / most;
-    if (w->bits == 4) {
-        int64_t end = share(p->rows, thread + 1, threads);
-        for (int64_t row = share(p->rows, thread, threads); row < end; row++)
-            kernels->group_sums(p->x + row * w->k, w->k, p->sums + row * entries);
-        barrier(threads);
-    }
+    int64_t blocks = (p->rows + most - 1) / most;
+    prepare_rows(p, thread, threads);
     int64_t end = share(tiles(w), thread + 1, threads);
     for (int64_t tile = share(tiles(w), thread, threads); tile < end; tile += TILES_AT_ONCE)
         for (int64_t block = 0; block < blocks; block++) {
             int64_t last_tile = MIN(tile + TILES_AT_ONCE, end);
             int64_t count = MIN(w->n, last_tile * TILE) - tile * TILE;
             int64_t first = p->rows * block / blocks, last = p->rows * (block + 1) / blocks;
+            struct activations in = from_row(&p->in, w, first);
             float y[MAX_BLOCK * TILES_AT_ONCE * TILE];
             (by_block && last - first > MAX_ROWS ? kernels->matmul_block : kernels->matmul)(
-                w, p->x + first * w->k, p->sums + first * entries, (int)(last - first), y,
-                TILES_AT_ONCE * TILE, tile, last_tile);
+                w, &in, (int)(last - first), y, TILES_AT_ONCE * TILE, tile, last_tile);
             for (int64_t row = first; row < last; row++)
                 kernels->to_bf16(y + (row - first) * TILES_AT_ONCE * TILE, count,
                                  p->y + row * w->n + tile * TILE);
@@ -336,12 +346,16 @@ static void product_job(int thread, int threads, void *argument) {
 
 /* 0, or -1 where there is no memory. */
 EXPORT int llamacli_multiply(struct product *product, int threads) {
-    int64_t entries = product->w->k / SUM_GROUP;
-    product->sums = malloc((size_t)(product->rows * entries + 1) * sizeof(float));
-    if (product->sums == NULL)
+    const struct matrix *w = product->w;
+    int64_t rows = product->rows, ld = w->k + APART;
+    int64_t groups = w->bits == 4 ? rows * (w->k / w->group_size) : 0;
+    float *room = malloc((size_t)(2 * groups * 4 + rows * ld * 3));
+    if (room == NULL)
         return -1;
+    bf16 *x = (bf16 *)(room + 2 * groups);
+    product->in = (struct activations){x, ld, room, (int8_t *)(x + rows * ld), room + groups};
     run(product_job, product, threads);
-    free(product->sums);
+    free(room);
     return 0;
 }
 
@@ -389,8 +403,8 @@ struct step {
 };
 
 struct scratch { /* of a thread */
-    bf16 *in;    /* (M, widest) */
-    float *sums; /* (M, widest / SUM_GROUP) */
+    struct activations in; /* (M, widest) */
+    const struct matrix *prepared_for;
     float *scores;
 };
 
@@ -403,7 +417,8 @@ static int64_t widest(const struct step *s) {
 
 static int64_t thread_floats(const struct step *s) {
     int64_t group = s->heads / s->kv_heads;
-    return s->rows * (widest(s) / 2 + widest(s) / SUM_GROUP) + group * s->capacity;
+    int64_t of_row = widest(s) / 2 + widest(s) / 4 + 2 * (widest(s) / SUM_GROUP);
+    return s->rows * of_row + group * s->capacity;
 }
 
 static int64_t shared_floats(const struct step *s) {
@@ -416,37 +431,44 @@ EXPORT int64_t llamacli_scratch(const struct step *s, int threads) {
     return shared_floats(s) + threads * thread_floats(s);
 }
 
+/* Weights of the same activations mostly take them alike. */
+static void prepare(const struct matrix *w, struct scratch *own, int rows) {
+    const struct matrix *last = own->prepared_for;
+    if (w->bits != 4 || (last && last->group_size == w->group_size &&
+                         last->activation_bits == w->activation_bits))
+        return;
+    kernels->prepare(w, &own->in, 0, rows);
+    own->prepared_for = w;
+}
+
 /* This thread's tiles of y = in · wᵀ. */
-static void multiply(const struct matrix *w, const struct scratch *own, int rows, float *y,
-                     int thread, int threads) {
+static void multiply(const struct matrix *w, struct scratch *own, int rows, float *y, int thread,
+                     int threads) {
     int64_t first = share(tiles(w), thread, threads), last = share(tiles(w), thread + 1, threads);
-    kernels->matmul(w, own->in, own->sums, rows, y + first * TILE, w->n, first, last);
+    prepare(w, own, rows);
+    kernels->matmul(w, &own->in, rows, y + first * TILE, w->n, first, last);
 }
 
 /* The same, added to the residual stream. */
-static void multiply_add(const struct matrix *w, const struct scratch *own, int rows, float *x,
+static void multiply_add(const struct matrix *w, struct scratch *own, int rows, float *x,
                          int thread, int threads) {
     int64_t end = share(tiles(w), thread + 1, threads);
+    prepare(w, own, rows);
     for (int64_t tile = share(tiles(w), thread, threads); tile < end; tile++) {
         float y[MAX_ROWS * TILE];
         int64_t count = MIN(w->n - tile * TILE, TILE);
-        kernels->matmul(w, own->in, own->sums, rows, y, TILE, tile, tile + 1);
+        kernels->matmul(w, &own->in, rows, y, TILE, tile, tile + 1);
         for (int row = 0; row < rows; row++)
             for (int64_t r = 0; r < count; r++)
                 x[row * w->n + tile * TILE + r] += y[row * TILE + r];
     }
 }
 
-static void find_sums(const struct scratch *own, int rows, int64_t k) {
-    for (int row = 0; row < rows; row++)
-        kernels->group_sums(own->in + row * k, k, own->sums + row * (k / SUM_GROUP));
-}
-
-static void norm_rows(const struct step *s, const float *weight, const struct scratch *own) {
+static void norm_rows(const struct step *s, const float *weight, struct scratch *own) {
     int64_t size = s->hidden_size;
     for (int row = 0; row < s->rows; row++)
-        kernels->rms_norm(s->x + row * size, weight, s->eps, size, own->in + row * size);
-    find_sums(own, s->rows, size);
+        kernels->rms_norm(s->x + row * size, weight, s->eps, size, own->in.x + row * size);
+    own->prepared_for = NULL;
 }
 
 static void attend_head(const struct step *s, const struct layer *layer, int64_t head, float *q,
@@ -491,13 +513,16 @@ static void gate_rows(const struct step *s, const struct layer *layer, const flo
 }
 
 static void layer_job(const struct step *s, const struct layer *layer, float *shared,
-                      const struct scratch *own, int thread, int threads) {
+                      struct scratch *own, int thread, int threads) {
     int rows = s->rows;
     int64_t heads = s->heads * s->head_size, kv = s->kv_heads * s->head_size;
     int64_t wide = s->intermediate_size;
     float *q = shared + rows * s->hidden_size, *k = q + rows * heads, *v = k + rows * kv, *context = v + rows * kv;
     float *gate = context + rows * heads, *up = gate + rows * wide;
-    struct scratch gated = {(bf16 *)(up + rows * wide), own->sums, NULL};
+    struct scratch gated = {.in = own->in};
+    own->in.ld = s->hidden_size;
+    gated.in.ld = wide;
+    gated.in.x = (bf16 *)(up + rows * wide);
 
     norm_rows(s, layer->input_norm, own);
     multiply(&layer->q, own, rows, q, thread, threads);
@@ -508,16 +533,17 @@ static void layer_job(const struct step *s, const struct layer *layer, float *sh
          head < share(s->kv_heads, thread + 1, threads); head++)
         attend_head(s, layer, head, q, k, v, context, own);
     barrier(threads);
-    kernels->to_bf16(context, rows * heads, own->in);
-    find_sums(own, rows, heads);
+    kernels->to_bf16(context, rows * heads, own->in.x);
+    own->in.ld = heads;
+    own->prepared_for = NULL;
     multiply_add(&layer->o, own, rows, s->x, thread, threads);
     barrier(threads);
+    own->in.ld = s->hidden_size;
     norm_rows(s, layer->post_attention_norm, own);
     multiply(&layer->gate, own, rows, gate, thread, threads);
     multiply(&layer->up, own, rows, up, thread, threads);
-    gate_rows(s, layer, gate, up, gated.in, thread, threads);
+    gate_rows(s, layer, gate, up, gated.in.x, thread, threads);
     barrier(threads);
-    find_sums(&gated, rows, wide);
     multiply_add(&layer->down, &gated, rows, s->x, thread, threads);
     barrier(threads);
 }
@@ -525,9 +551,11 @@ static void layer_job(const struct step *s, const struct layer *layer, float *sh
 static void step_job(int thread, int threads, void *argument) {
     const struct step *s = argument;
     float *mine = s->scratch + shared_floats(s) + thread * thread_floats(s);
-    struct scratch own = {.sums = mine};
-    own.scores = own.sums + s->rows * (widest(s) / SUM_GROUP);
-    own.in = (bf16 *)(own.scores + s->heads / s->kv_heads * s->capacity);
+    int64_t groups = s->rows * (widest(s) / SUM_GROUP);
+    struct scratch own = {.in = {.sums = mine, .scales = mine + groups}};
+    own.scores = own.in.scales + groups;
+    own.in.x = (bf16 *)(own.scores + s->heads / s->kv_heads * s->capacity);
+    own.in.rounded = (int8_t *)(own.in.x + s->rows * widest(s));
     for (int64_t i = 0; i < s->num_layers; i++)
         layer_job(s, &s->layers[i], s->scratch, &own, thread, threads);
     for (int64_t row = share(s->rows, thread, threads); row < share(s->rows, thread + 1, threads);

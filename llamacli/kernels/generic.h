@@ -2,6 +2,7 @@
  * instruction set. */
 
 
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
@@ -58,12 +59,56 @@ static void widen_row(const bf16 *x, int64_t n, float *out) {
         out[i] = widen(x[i]);
 }
 
-static void group_sums(const bf16 *x, int64_t k, float *sums) {
-    for (int64_t group = 0; group < k / SUM_GROUP; group++) {
-        float sum = 0;
-        for (int i = 0; i < SUM_GROUP; i++)
-            sum += widen(x[group * SUM_GROUP + i]);
-        sums[group] = sum;
+/* The greatest |x|, which is the greatest of its bits; what is not finite is greater than all else. */
+static inline float greatest_size(const bf16 *x, int64_t n) {
+    bf16 most = 0;
+    for (int64_t i = 0; i < n; i++) {
+        bf16 size = x[i] & 0x7fff;
+        most = size > most ? size : most;
+    }
+    return widen(most);
+}
+
+/* One group of a row: the scale such that |x / scale| <= 127, and those numbers rounded. */
+static inline float round_group(const bf16 *x, int64_t size, int8_t *out, float *sum) {
+    const float least = 127.0f / FLT_MAX; /* what is smaller becomes zero */
+    float greatest = greatest_size(x, size);
+    float inverse = greatest > least && greatest <= FLT_MAX ? 127.0f / greatest : 0.0f;
+    float scale = greatest <= FLT_MAX ? greatest / 127.0f : NAN;
+    int32_t total = 0;
+    for (int64_t c = 0; c < size; c += SUM_GROUP) {
+        int8_t in_order[SUM_GROUP];
+        for (int i = 0; i < SUM_GROUP; i++) {
+            int32_t value = inverse != 0.0f ? (int32_t)rintf(widen(x[c + i]) * inverse) : 0;
+            in_order[i] = (int8_t)value;
+            total += value;
+        }
+        for (int i = 0; i < SUM_GROUP; i += 8)
+            for (int j = 0; j < 4; j++) {
+                out[c + i + 2 * j] = in_order[i + j];
+                out[c + i + 2 * j + 1] = in_order[i + 4 + j];
+            }
+    }
+    *sum = scale * (float)total;
+    return scale;
+}
+
+static inline float group_sum(const bf16 *x, int64_t size) {
+    float sum = 0;
+    for (int64_t i = 0; i < size; i++)
+        sum += widen(x[i]);
+    return sum;
+}
+
+static void prepare(const struct matrix *w, const struct activations *in, int64_t first,
+                    int64_t last) {
+    int64_t size = w->group_size, groups = w->k / size;
+    for (int64_t i = first * groups; i < last * groups; i++) {
+        int64_t at = i / groups * in->ld + i % groups * size;
+        if (w->activation_bits == 8)
+            in->scales[i] = round_group(in->x + at, size, in->rounded + at, in->sums + i);
+        else
+            in->sums[i] = group_sum(in->x + at, size);
     }
 }
 

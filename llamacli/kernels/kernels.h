@@ -2,7 +2,8 @@
  * between them in a Llama. Plain C11 with pthreads; no Python, no torch: callers pass pointers.
  *
  * Every function exists once for each instruction set (see struct kernels). Activations of a matrix
- * product are bfloat16, sums are float32; the weights are not rounded further.
+ * product are bfloat16, or 8-bit integers where a weight asks for that; sums are float32; the weights
+ * are not rounded further.
  *
  * Letters: N output rows of a weight, K columns, g group size, M rows of activations.
  */
@@ -17,7 +18,7 @@ enum {
     TILE = 16,       /* output rows that are computed together */
     MAX_ROWS = 16,   /* rows of activations that are computed together */
     MAX_BLOCK = 64,  /* the same for `matmul_block` */
-    SUM_GROUP = 32,  /* columns of an entry of `sums`; divides every group size */
+    SUM_GROUP = 32,  /* columns; divides every group size */
 };
 
 /* A weight (N, K).
@@ -38,7 +39,19 @@ struct matrix {
     const float *bias; /* N, or null */
     int64_t n, k;
     int32_t bits;
-    int32_t group_size; /* a multiple of SUM_GROUP; counts for bits 4 */
+    int32_t group_size;      /* a multiple of SUM_GROUP; counts for bits 4 */
+    int32_t activation_bits; /* 8: activations are rounded, with bits 4; else 16 */
+};
+
+/* M rows of activations, (M, K), and what products with weights of bits 4 take beside them. */
+struct activations {
+    bf16 *x;
+    int64_t ld;  /* the distance of rows of x and rounded, K or more */
+    float *sums; /* (M, K/g): of the columns of each group */
+    /* With activation_bits 8 instead of x: scales · rounded, where |rounded| <= 127. Each eight
+     * columns stand in the order 0 4 1 5 2 6 3 7, as the halves of a chunk's bytes do. */
+    int8_t *rounded;
+    float *scales; /* (M, K/g) */
 };
 
 /* Bytes of one tile; K is a multiple of 8, with bits 4 of the group size. */
@@ -50,6 +63,14 @@ static inline int64_t tile_bytes(const struct matrix *w) {
 
 static inline int64_t tiles(const struct matrix *w) {
     return (w->n + TILE - 1) / TILE;
+}
+
+/* The activations from a row on. */
+static inline struct activations from_row(const struct activations *a, const struct matrix *w,
+                                   int64_t row) {
+    int64_t groups = w->bits == 4 ? row * (w->k / w->group_size) : 0;
+    return (struct activations){a->x + row * a->ld, a->ld, a->sums + groups,
+                                a->rounded + row * a->ld, a->scales + groups};
 }
 
 /* Query heads of one row that share a key/value head. */
@@ -65,13 +86,13 @@ struct attention {
 struct kernels {
     const char *name;
     /* y (M, ldy) = x · wᵀ for tiles first … last-1; column 0 of y is the first row of tile `first`.
-     * x is (M, K) bfloat16, M <= MAX_ROWS; sums (M, K / SUM_GROUP) has its group sums (bits 4). */
-    void (*matmul)(const struct matrix *w, const bf16 *x, const float *sums, int rows, float *y,
+     * M <= MAX_ROWS. */
+    void (*matmul)(const struct matrix *w, const struct activations *in, int rows, float *y,
                    int64_t ldy, int64_t first, int64_t last);
     /* The same for up to MAX_BLOCK rows, where there is a unit for matrices; else null. The weight
      * has 4 or 8 bits. */
-    void (*matmul_block)(const struct matrix *w, const bf16 *x, const float *sums, int rows,
-                         float *y, int64_t ldy, int64_t first, int64_t last);
+    void (*matmul_block)(const struct matrix *w, const struct activations *in, int rows, float *y,
+                         int64_t ldy, int64_t first, int64_t last);
     /* Tiles first … last-1 of a weight of 4 or 8 bits, row-major: out (16 · tiles, K), without the
      * last tile's padding. */
     void (*unpack)(const struct matrix *w, bf16 *out, int64_t first, int64_t last);
@@ -79,7 +100,9 @@ struct kernels {
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, bf16 *out);
     void (*to_bf16)(const float *x, int64_t n, bf16 *out);
     void (*widen_row)(const bf16 *x, int64_t n, float *out);
-    void (*group_sums)(const bf16 *x, int64_t k, float *sums);
+    /* What goes with rows first … last-1 of x for a weight of 4 bits. */
+    void (*prepare)(const struct matrix *w, const struct activations *in, int64_t first,
+                    int64_t last);
     /* out = silu(gate) · up */
     void (*silu_mul)(const float *gate, const float *up, int64_t n, bf16 *out);
     /* Rotate pairs (i, i + D/2) of a head in place; cos and sin are (D). */

@@ -38,6 +38,17 @@ class Matrix(ctypes.Structure):
         ("k", c_int64),
         ("bits", c_int32),
         ("group_size", c_int32),
+        ("activation_bits", c_int32),
+    )
+
+
+class Activations(ctypes.Structure):
+    """`struct activations` of kernels.h."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("ld", c_int64),
+        *((name, c_void_p) for name in ("sums", "rounded", "scales")),
     )
 
 
@@ -61,7 +72,7 @@ class Product(ctypes.Structure):
         ("x", c_void_p),
         ("y", c_void_p),
         ("rows", c_int64),
-        ("sums", c_void_p),
+        ("activations", Activations),
     )
 
 
@@ -146,7 +157,7 @@ def dense_rows() -> int:
     For more it is faster to unpack them and let torch multiply, where the kernels have no
     instruction for bfloat16.
     """
-    return sys.maxsize if name() in ("avx512", "amx") else 8
+    return 8 if name() == "portable" else sys.maxsize
 
 
 def fits(weight: QuantizedWeight) -> bool:
