@@ -34,6 +34,7 @@ _llamacli() {
         "run --device") return ;;
         "run --dtype") _llamacli_words "auto float32 bfloat16 float16"; return ;;
         "run --quantize") _llamacli_words "int4 int8"; return ;;
+        "run --activations") _llamacli_words "auto int8"; return ;;
         "run -t" | "run --threads") return ;;
         "run --cache-implementation") _llamacli_words "dynamic static"; return ;;
         "run --attn-implementation") _llamacli_words "sdpa eager"; return ;;
@@ -75,7 +76,7 @@ _llamacli() {
     esac
     case "$command" in
         "") _llamacli_words "run quantize --version --debug -h --help" ;;
-        run) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline --device --dtype --quantize -t --threads --cache-implementation --attn-implementation --lookup --check-tensors -f --prompt-file --lines --jsonl -0 --null --raw --system --prefill --chat-template --parse-special --truncate --batch-size -n --max-new-tokens --min-new-tokens --stop --ignore-eos --seed --greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram-size --logit-bias --num-samples --json --logprobs --stats --show-config --color -q --quiet --debug -h --help"; fi ;;
+        run) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline --device --dtype --quantize --activations -t --threads --cache-implementation --attn-implementation --lookup --check-tensors -f --prompt-file --lines --jsonl -0 --null --raw --system --prefill --chat-template --parse-special --truncate --batch-size -n --max-new-tokens --min-new-tokens --stop --ignore-eos --seed --greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram-size --logit-bias --num-samples --json --logprobs --stats --show-config --color -q --quiet --debug -h --help"; fi ;;
         quantize) if [[ $cur == -* ]]; then _llamacli_words "--revision --offline --bits --group-size --algorithm --skip --mixed --dequantize --evaluate --text --target-kl -o --output --force --dry-run --report -t --threads -q --quiet --debug -h --help"; else _llamacli_models; fi ;;
     esac
 }

@@ -23,6 +23,7 @@ complete -c llamacli -n '__fish_seen_subcommand_from run' -l offline -d 'Use onl
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l device -x -d 'auto, cpu, cuda, cuda:1 or mps'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Number format of the weights'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l quantize -x -a 'int4 int8' -d 'Quantize the weights while they are read'
+complete -c llamacli -n '__fish_seen_subcommand_from run' -l activations -x -a 'auto int8' -d 'Round the input of int4 layers: faster on some CPUs, less exact'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -s t -l threads -x -d 'CPU threads'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l cache-implementation -x -a 'dynamic static' -d 'Grow the cache, or allocate it at once'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l attn-implementation -x -a 'sdpa eager' -d 'Fused attention, or plain matrix products'

@@ -21,8 +21,10 @@ from llamacli.checkpoint import (
     save_state_dict,
 )
 from llamacli.config import DTYPES, LlamaConfig
+from llamacli.dense_linear import cpu_computes_bfloat16
 from llamacli.errors import RequestError, ResourceError, printable
 from llamacli.generation_config import GenerationConfig
+from llamacli.kernels import native
 from llamacli.kernels.decode_step import install
 from llamacli.load_into import load_into
 from llamacli.model_folder import read_config
@@ -272,7 +274,8 @@ def choose_dtype(
     """The dtype of the weights in memory.
 
     "auto" is the stored one, except on a CPU: half precision becomes bfloat16 where the CPU
-    computes in it, else float32. (float16 is up to 100 times slower there.)
+    computes in it, else float32. (float16 is up to 100 times slower there.) bfloat16 stays where
+    the kernels read it.
 
     Raises:
         RequestError: not the name of a dtype that a model runs in.
@@ -282,6 +285,8 @@ def choose_dtype(
     chosen = choose("dtype", name, {"auto": stored, **known})
     if name != "auto" or device.type != "cpu" or stored not in (torch.float16, torch.bfloat16):
         return chosen
+    if stored == torch.bfloat16 and native.reads_bfloat16():
+        return torch.bfloat16
     if not cpu_computes_bfloat16():
         return torch.float32
     if stored == torch.float16:
@@ -290,9 +295,3 @@ def choose_dtype(
             " dtype float32 keeps every bit"
         )
     return torch.bfloat16
-
-
-def cpu_computes_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices in hardware."""
-    features: Mapping[str, bool] = torch.cpu.get_capabilities()
-    return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

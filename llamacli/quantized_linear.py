@@ -9,18 +9,15 @@ Shapes: N out_features · K in_features · g group size · M rows of activations
 """
 
 import sys
-from collections.abc import Iterable
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llamacli.dense_linear import BLOCK_ROWS, multiply_blocks
 from llamacli.errors import RequestError
 from llamacli.kernels import native
 from llamacli.quantization import Int4Weight, Int8Weight, QuantizedWeight, unpack_int4
-
-BLOCK_ROWS = 512  # of a weight, unpacked at once
 
 # Of activations: up to here the operators are faster. 5632×2048 in groups of 128, one thread with
 # AVX-512: int4 operator 8, 16, 33, 130 ms for 32, 64, 128, 512 rows, unpacked 17, 18, 20, 30 ms.
@@ -109,7 +106,7 @@ class TiledLinear(nn.Module):
     def _dense(self, rows: Tensor) -> Tensor:
         step = BLOCK_ROWS // native.TILE
         starts = range(0, -(-self.matrix.n // native.TILE), step)
-        return _multiply_blocks(rows, (native.unpack(self.matrix, at, at + step) for at in starts))
+        return multiply_blocks(rows, (native.unpack(self.matrix, at, at + step) for at in starts))
 
 
 class Int8Linear(nn.Module):
@@ -164,12 +161,7 @@ def _multiply(x: Tensor, weight: QuantizedWeight) -> Tensor:
     """x · Wᵀ, (…, K) → (…, N), with a block of W unpacked at a time."""
     starts = range(0, weight.shape[0], BLOCK_ROWS)
     slices = (slice(at, at + BLOCK_ROWS) for at in starts)
-    return _multiply_blocks(x, (weight.dequantize(x.dtype, rows) for rows in slices))
-
-
-def _multiply_blocks(x: Tensor, blocks: Iterable[Tensor]) -> Tensor:
-    """x · Wᵀ, where the blocks follow each other along the rows of W; one is kept at a time."""
-    return torch.cat([F.linear(x, block.to(x.dtype)) for block in blocks], dim=-1)
+    return multiply_blocks(x, (weight.dequantize(x.dtype, rows) for rows in slices))
 
 
 # ----------------------------------------------------------------------------------------------

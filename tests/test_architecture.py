@@ -22,16 +22,16 @@ ROWS = [
     tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken stream_decoder prompts
     template_worker logit_bias hub model_folder cpu_quota""",
     # tensors
-    """cache memory sampling quantization kernels kernels.native quantized_linear
+    """cache memory sampling quantization kernels kernels.native dense_linear quantized_linear
     kernels.decode_step weight_file torchao_format checkpoint_index checkpoint checkpoint_writer
     load_into quantization_plan torchao_config conversion output_folder""",
     "generation evaluation quantization_report",
     "loading",
     "model",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
-    """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.options
-    cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results cli.run
-    cli.progress cli.quantize_options cli.quantize_evaluation
+    """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
+    cli.options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results
+    cli.run cli.progress cli.quantize_options cli.quantize_evaluation
     cli.quantize_report cli.quantize cli.commands cli.completions cli.app __main__""",
 ]
 ROW_OF = {f"llamacli.{name}": row for row, names in enumerate(ROWS) for name in names.split()}

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llamacli import dense_linear
 from llamacli.cache import KVCache
 from llamacli.errors import RequestError
-from llamacli.kernels.decode_step import DecodeStep, install
+from llamacli.kernels import decode_step
+from llamacli.kernels.decode_step import DecodeStep, FewRows, install
 from llamacli.kernels.native import MAX_ROWS
 from llamacli.model import LlamaForCausalLM
 from llamacli.model_folder import DEMO_FOLDER
@@ -24,6 +26,7 @@ from llamacli.quantized_linear import Int4Linear, quantized_linear, round_activa
 from llamacli.tokenizer_fast import load_tokenizer
 from tests.tiny import KINDS, random_ids, reference, twin
 
+LINEAR = F.linear
 INT4, INT8 = Scheme(4, 32), Scheme(8, 0)
 
 # No multiples of 16 or 32, in bfloat16.
@@ -462,3 +465,28 @@ def test_the_demo_model_chooses_as_by_torch(kernel_set: str) -> None:
     found = torch.cat(steps)[is_clear]
     # In bfloat16 the logits are 0.06 apart, so the two best may be equal.
     assert torch.equal(found.gather(1, choice[is_clear])[:, 0], found.amax(dim=-1))
+
+
+# ----------------------------------------------------------------------------------------------
+# CPUs that have no instructions for bfloat16
+
+
+@pytest.mark.usefixtures("kernel_set")
+@pytest.mark.parametrize("kind", ["biases", "gelu"])
+def test_long_prompts_are_multiplied_in_float32_where_that_is_faster(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = twin(reference(kind)).bfloat16().float()
+    model, slow = copy.deepcopy(exact).bfloat16(), copy.deepcopy(exact).bfloat16()
+    for module in (dense_linear, decode_step):
+        monkeypatch.setattr(module, "cpu_computes_bfloat16", lambda: False)
+    assert install(model) == (kind != "gelu")
+    layers = [layer.forward for layer in model.modules() if isinstance(layer, nn.Linear)]
+    assert all(isinstance(forward, FewRows) for forward in layers)
+    ids, multiplied = random_ids(1, 50), []
+    monkeypatch.setattr(
+        F, "linear", lambda *args: multiplied.append(args[0].dtype) or LINEAR(*args)
+    )
+    found = model(ids).float()
+    assert set(multiplied) == {torch.float32}
+    assert_as_near(found, slow(ids).float(), exact(ids))

@@ -24,6 +24,7 @@ from llamacli.errors import (
     ResourceError,
 )
 from llamacli.generation_config import GenerationConfig
+from llamacli.kernels import native
 from llamacli.loading import choose_device, choose_dtype
 from llamacli.model import LlamaForCausalLM, LlamaModel
 from llamacli.weight_file import WeightFile
@@ -284,9 +285,19 @@ def test_auto_is_the_stored_dtype_or_what_the_cpu_is_good_at(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: in_hardware)
+    monkeypatch.setattr(native, "kernels", lambda: None)
     caplog.set_level(logging.WARNING, "llamacli")
     assert choose_dtype("auto", stored, CPU) == expected
     assert caplog.text.count("rounded from float16 to bfloat16") == notes
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_bfloat16_stays_where_the_kernels_read_it(
+    stored: torch.dtype, kernel_set: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: False)
+    is_read = stored == torch.bfloat16 and kernel_set != "portable"
+    assert choose_dtype("auto", stored, CPU) == (torch.bfloat16 if is_read else torch.float32)
 
 
 def test_auto_is_the_stored_dtype_on_other_devices() -> None:

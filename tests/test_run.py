@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from llamacli.cli.prompt_encoder import PromptEncoder
 from llamacli.context_window import Side
 from llamacli.hub import Snapshot
+from llamacli.kernels import native
 from llamacli.model_folder import ModelFolder
 from llamacli.request import GenerationRequest, Message
 from llamacli.tokenizer_fast import load_tokenizer
@@ -257,3 +258,14 @@ def test_dtype_cache_and_attention_can_be_chosen(noise: Path) -> None:
     assert greedy(noise, "The sun", "--attn-implementation", "eager") == expected
     assert record(noise, "x", "-n", 1, "--dtype", "bfloat16")["dtype"] == "bfloat16"
     refused(run(noise, "x", "--device", "gpu"), "device must be", "cpu")
+
+
+@pytest.mark.skipif(native.kernels() is None, reason="no C kernels here")
+def test_activations_are_rounded_where_that_is_asked_for() -> None:
+    args = ["run", "--quantize", "int4", "--greedy", "-n", "8", "--stats", "The sun"]
+    exact, rounded = here(*args), here(*args, "--activations", "int8")
+    assert (exact.code, rounded.code) == (0, 0)
+    assert " int8 kernels)" in rounded.err
+    assert " int8 kernels)" not in exact.err
+    assert rounded.out.strip()
+    refused(here("run", "--activations", "int8", "The sun"), "int4 weights", "quantize", code=2)

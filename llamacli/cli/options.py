@@ -4,59 +4,20 @@ A command takes them as `top_k: TopKOption = None`; the value there is the defau
 shows. Each option can also be set by an environment variable: LLAMACLI_TOP_K for --top-k.
 """
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from llamacli.cli.choices import (
+    Activations,
+    AttnImplementation,
+    CacheImplementation,
+    Dtype,
+    Quantize,
+    Truncate,
+)
 from llamacli.cli.console import Color
-
-
-class Dtype(StrEnum):
-    """Number format of the weights in memory."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class Truncate(StrEnum):
-    """Where a prompt that is too long loses tokens."""
-
-    LEFT = "left"
-    RIGHT = "right"
-    MIDDLE = "middle"
-
-
-class Quantize(StrEnum):
-    """What weights become while they are read."""
-
-    INT4 = "int4"
-    INT8 = "int8"
-
-
-class Activations(StrEnum):
-    """What int4 layers multiply."""
-
-    AUTO = "auto"
-    INT8 = "int8"
-
-
-class CacheImplementation(StrEnum):
-    """How keys and values are kept."""
-
-    DYNAMIC = "dynamic"
-    STATIC = "static"
-
-
-class AttnImplementation(StrEnum):
-    """How attention is computed."""
-
-    SDPA = "sdpa"
-    EAGER = "eager"
-
 
 _MODEL, _PROMPT, _SAMPLING = "The model", "The prompt", "Sampling"
 _LENGTH, _OUTPUT, _GENERAL = "Length", "Output", "General"

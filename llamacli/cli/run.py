@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from llamacli.cli.choices import Activations, CacheImplementation
 from llamacli.cli.console import Terminal
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.option_class import takes_options
-from llamacli.cli.options import Activations, CacheImplementation
 from llamacli.cli.prompt_sources import PromptRecord, collect_prompts
 from llamacli.cli.run_options import RunOptions, checked, origin
 from llamacli.cli.threads import calm_threads, set_threads

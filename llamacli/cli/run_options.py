@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from llamacli.cli import options as opt
+from llamacli.cli.choices import Activations, AttnImplementation, CacheImplementation, Dtype
 from llamacli.cli.console import Color
 from llamacli.cli.prompt_sources import Records
 from llamacli.errors import RequestError
@@ -30,12 +31,12 @@ class RunOptions:
     revision: opt.RevisionOption = None
     offline: opt.OfflineOption = False
     device: opt.DeviceOption = "auto"
-    dtype: opt.DtypeOption = opt.Dtype.AUTO
+    dtype: opt.DtypeOption = Dtype.AUTO
     quantize: opt.QuantizeOption = None
-    activations: opt.ActivationsOption = opt.Activations.AUTO
+    activations: opt.ActivationsOption = Activations.AUTO
     threads: opt.ThreadsOption = None
-    cache_implementation: opt.CacheImplementationOption = opt.CacheImplementation.DYNAMIC
-    attn_implementation: opt.AttnImplementationOption = opt.AttnImplementation.SDPA
+    cache_implementation: opt.CacheImplementationOption = CacheImplementation.DYNAMIC
+    attn_implementation: opt.AttnImplementationOption = AttnImplementation.SDPA
     lookup: opt.LookupOption = 0
     check_tensors: opt.CheckTensorsOption = False
     prompt_file: opt.PromptFileOption = None

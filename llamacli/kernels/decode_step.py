@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llamacli.cache import KVCache
+from llamacli.dense_linear import BLOCK_ROWS, cpu_computes_bfloat16, multiply_blocks
 from llamacli.kernels.native import MAX_ROWS, Layer, Matrix, Step, kernels, multiply, name
 from llamacli.quantized_linear import TiledLinear
 
@@ -30,13 +31,22 @@ _PROJECTIONS = {
 def install(model: nn.Module) -> bool:
     """Speed up a LlamaModel, or one with a head, where that is possible; tell whether it is."""
     base: Any = getattr(model, "model", model)
-    if kernels() is None or not _is_supported(base):
+    if kernels() is None:
+        return False
+    if not cpu_computes_bfloat16():
+        _install_few_rows(model)
+    if not _is_supported(base):
         return False
     base.forward = DecodeStep(base)
-    head = getattr(model, "lm_head", None)
-    if isinstance(head, nn.Linear):
-        head.forward = FewRows(head)  # type: ignore[assignment, method-assign]
+    if isinstance(head := getattr(model, "lm_head", None), nn.Linear):
+        _install_few_rows(head)
     return True
+
+
+def _install_few_rows(model: nn.Module) -> None:
+    for linear in model.modules():
+        if isinstance(linear, nn.Linear) and _is_plain(linear):
+            linear.forward = FewRows(linear)  # type: ignore[assignment, method-assign]
 
 
 def kernel_set(model: nn.Module) -> str:
@@ -73,11 +83,19 @@ class FewRows:
         """(…, K) → (…, N)."""
         weight = self.linear.weight
         is_plain = _is_plain(self.linear) and x.dtype == weight.dtype
-        if x.numel() > MAX_ROWS * x.shape[-1] or not is_plain or _needs_grad():
+        if not is_plain or _needs_grad():
             return nn.Linear.forward(self.linear, x)
+        if x.numel() > MAX_ROWS * x.shape[-1]:
+            return self._many_rows(x)
         bias = None if self.linear.bias is None else self.linear.bias.float()
         out = multiply(_matrix(self.linear, bias), x.reshape(-1, weight.shape[1]))
         return out.unflatten(0, x.shape[:-1])  # type: ignore[no-any-return, no-untyped-call]
+
+    def _many_rows(self, x: Tensor) -> Tensor:
+        if cpu_computes_bfloat16():
+            return nn.Linear.forward(self.linear, x)
+        out = multiply_blocks(x, torch.split(self.linear.weight, BLOCK_ROWS))
+        return out if self.linear.bias is None else out + self.linear.bias
 
     def __reduce__(self) -> Any:
         """Copies of a layer compute through torch."""

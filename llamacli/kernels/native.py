@@ -160,6 +160,11 @@ def dense_rows() -> int:
     return 8 if name() == "portable" else sys.maxsize
 
 
+def reads_bfloat16() -> bool:
+    """Whether products with bfloat16 weights take less time than with float32 ones."""
+    return kernels() is not None and name() != "portable"
+
+
 def fits(weight: QuantizedWeight) -> bool:
     """Whether the kernels take such a weight."""
     if kernels() is None or weight.qdata.device.type != "cpu":

@@ -1,0 +1,48 @@
+"""The values of options that have a few."""
+
+from enum import StrEnum
+
+
+class Dtype(StrEnum):
+    """Number format of the weights in memory."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Truncate(StrEnum):
+    """Where a prompt that is too long loses tokens."""
+
+    LEFT = "left"
+    RIGHT = "right"
+    MIDDLE = "middle"
+
+
+class Quantize(StrEnum):
+    """What weights become while they are read."""
+
+    INT4 = "int4"
+    INT8 = "int8"
+
+
+class Activations(StrEnum):
+    """What int4 layers multiply."""
+
+    AUTO = "auto"
+    INT8 = "int8"
+
+
+class CacheImplementation(StrEnum):
+    """How keys and values are kept."""
+
+    DYNAMIC = "dynamic"
+    STATIC = "static"
+
+
+class AttnImplementation(StrEnum):
+    """How attention is computed."""
+
+    SDPA = "sdpa"
+    EAGER = "eager"
