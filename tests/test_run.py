@@ -268,4 +268,9 @@ def test_activations_are_rounded_where_that_is_asked_for() -> None:
     assert " int8 kernels)" in rounded.err
     assert " int8 kernels)" not in exact.err
     assert rounded.out.strip()
-    refused(here("run", "--activations", "int8", "The sun"), "int4 weights", "quantize", code=2)
+    refused(
+        here("run", "--quiet", "--activations", "int8", "The sun"),
+        "int4 weights",
+        "quantize",
+        code=2,
+    )
