@@ -29,13 +29,13 @@ class Kind(Enum):
     EMPTY = "□", "_", 244, "#ffffff", "hidden, empty slot of the cache", False
     # Weights, see `weight_level`.
     WEIGHT_1 = "▁", "1", 60, "#eff3ff", "below 1.6 %", True
-    WEIGHT_2 = "▂", "2", 61, "#d2e3f3", "1.6 %", True
-    WEIGHT_3 = "▃", "3", 67, "#aacfe5", "6.3 %", True
-    WEIGHT_4 = "▄", "4", 73, "#74b0d7", "14 %", True
-    WEIGHT_5 = "▅", "5", 79, "#4a90c4", "25 %", True
-    WEIGHT_6 = "▆", "6", 113, "#2370b0", "39 %", True
-    WEIGHT_7 = "▇", "7", 148, "#0d509a", "56 %", True
-    WEIGHT_8 = "█", "8", 220, "#08306b", "77 % and more", True
+    WEIGHT_2 = "▂", "2", 61, "#d2e3f3", "from 1.6 %", True
+    WEIGHT_3 = "▃", "3", 67, "#aacfe5", "from 6.3 %", True
+    WEIGHT_4 = "▄", "4", 73, "#74b0d7", "from 14 %", True
+    WEIGHT_5 = "▅", "5", 79, "#4a90c4", "from 25 %", True
+    WEIGHT_6 = "▆", "6", 113, "#2370b0", "from 39 %", True
+    WEIGHT_7 = "▇", "7", 148, "#0d509a", "from 56 %", True
+    WEIGHT_8 = "█", "8", 220, "#08306b", "from 77 %", True
     # Shares of many pairs, see `share_level`.
     NONE = " ", " ", 244, "#f4f4f4", "none", False
     FEW = "░", ".", 33, "#c6dbef", "up to 1/3", True

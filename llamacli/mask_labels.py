@@ -26,9 +26,11 @@ def _shown(char: str) -> str:
     return char if is_plain else ascii(char)[1:-1]
 
 
-def ascii_label(text: str) -> str:
-    """The label in ASCII: blanks as _, other characters escaped."""
-    return text.replace(BLANK, ASCII_BLANK).encode("ascii", "backslashreplace").decode()
+def spelled(text: str, charset: str) -> str:
+    """The label in a smaller character set: others are escaped, in ASCII a blank is _."""
+    if charset == "ascii":
+        text = text.replace(BLANK, ASCII_BLANK)
+    return text.encode(charset, "backslashreplace").decode(charset)
 
 
 def char_width(char: str) -> int:

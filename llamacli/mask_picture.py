@@ -70,8 +70,9 @@ class MaskRow:
     weights: Sequence[Sequence[float]] | None = None
 
     def label(self, position: int) -> str:
-        """The label of a position, empty if it has none."""
-        return self.labels[position] if position < len(self.labels) else ""
+        """The label of a position; a slot of the cache that is still empty has none."""
+        is_there = position < min(len(self.labels), self.layout.queries.stop)
+        return self.labels[position] if is_there else ""
 
     def mask(self) -> list[list[bool]]:
         """The mask (T, S); True = may attend."""

@@ -6,7 +6,7 @@ from itertools import groupby
 from math import ceil
 
 from llamacli.mask_kinds import SHARES, WEIGHTS, Kind
-from llamacli.mask_labels import ascii_label, fitted, text_width
+from llamacli.mask_labels import fitted, spelled, text_width
 from llamacli.mask_picture import MaskRow
 
 _MAX_LABEL = 16
@@ -40,7 +40,11 @@ class Paper:
 
     def label(self, text: str, width: int) -> str:
         """A label in exactly so many columns."""
-        return fitted(ascii_label(text), width, "~") if self.ascii else fitted(text, width)
+        return fitted(self.spelled(text), width, "~" if self.ascii else "…")
+
+    def spelled(self, text: str) -> str:
+        """A label in characters that are understood."""
+        return spelled(text, "ascii") if self.ascii else text
 
     def has_room(self, columns: int, lines: int) -> bool:
         """Whether so many columns, and lines of cells, fit."""
@@ -97,7 +101,7 @@ def _choose_form(rows: Sequence[MaskRow], paper: Paper) -> _Form:
 
 def _longest_label(rows: Sequence[MaskRow], paper: Paper) -> int:
     labels = {row.label(query) for row in rows if row.labels for query in row.layout.queries}
-    return max((text_width(ascii_label(s) if paper.ascii else s) for s in labels), default=0)
+    return max((text_width(paper.spelled(label)) for label in labels), default=0)
 
 
 def _block(queries: int, keys: int, columns: int, height: int | None) -> tuple[int, int]:
@@ -105,7 +109,7 @@ def _block(queries: int, keys: int, columns: int, height: int | None) -> tuple[i
     across = ceil(keys / max(columns, 1))
     if height is not None:
         across = max(across, ceil(queries / (2 * max(height - _FRAME, 1))))
-    return 2 * across, across
+    return min(2 * across, queries), across
 
 
 def _picture(row: MaskRow, form: _Form, paper: Paper, shown: set[Kind]) -> Iterable[str]:
@@ -179,8 +183,8 @@ def _legend(shown: set[Kind], form: _Form, paper: Paper) -> Iterable[str]:
     if form.block != (1, 1):
         rows, columns = form.block
         what = "largest weight" if Kind.WEIGHT_1 in shown else "share that is visible"
-        text = f"(density: each character is the {what} of {rows:,} queries × {columns:,} keys)"
-        entries.append(("", Kind.HIDDEN, text.replace("×", "x") if paper.ascii else text))
+        text = f"(density: each character is the {what} of {rows:,} queries by {columns:,} keys)"
+        entries.append(("", Kind.HIDDEN, text))
     line, width = "", 0
     for glyph, kind, text in entries:
         entry = f"{glyph} {text}".strip() if glyph.strip() or not glyph else f"' ' {text}"
