@@ -119,7 +119,7 @@ def draw(rows: Sequence[MaskRow], charset: str = "utf-8") -> Drawing:
         drawing.write(_MARGIN, str(row.counts()))
         drawing.height += 2 * _GAP
     if side > 1:
-        what = "largest weight" if rows[0].weights else "share that is visible"
+        what = "largest weight" if rows[0].weights else "visible share"
         drawing.write(_MARGIN, f"density: a cell is the {what} of {side:,} by {side:,} pairs")
     _draw_legend(drawing, shown)
     drawing.height += _MARGIN

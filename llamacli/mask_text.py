@@ -122,12 +122,13 @@ def _picture(row: MaskRow, form: _Form, paper: Paper, shown: set[Kind]) -> Itera
         yield paper.paint(" " * (label_width + number_width + 1) + numbers, _DIM)
     for first in range(0, len(grid.cells), form.rows_a_line):
         queries = grid.queries[first : first + form.rows_a_line]
-        labels = "".join(f"{paper.label(row.label(q), form.label_width)} " for q in queries)
-        labels = labels.ljust(label_width) if form.label_width else ""
+        labels = [paper.label(row.label(q), form.label_width) for q in queries]
+        labels += [" " * form.label_width] * (form.rows_a_line - len(labels))
+        beside = "".join(f"{label} " for label in labels if label)
         number = paper.paint(f"{queries[0]:>{number_width}}", _DIM)
         cells = grid.cells[first : first + form.rows_a_line]
         line = _cells if form.rows_a_line == 1 else _halves
-        yield f"{labels}{number} {line(cells, form, paper)}"
+        yield f"{beside}{number} {line(cells, form, paper)}"
 
 
 def _numbers(keys: range, width: int) -> Iterable[str]:
@@ -170,28 +171,34 @@ def _half(upper: Kind, lower: Kind, count: int, paper: Paper) -> str:
 
 def _legend(shown: set[Kind], form: _Form, paper: Paper) -> Iterable[str]:
     """What the glyphs mean, in lines that fit."""
-    for scale in (WEIGHTS, SHARES):
-        if not shown.isdisjoint(scale):
-            shown |= {*scale}
-    entries = [(paper.glyph(kind), kind, kind.meaning) for kind in Kind if kind in shown]
-    if form.rows_a_line == 2:
-        both = (_ASCII_HALVES if paper.ascii else _HALVES)[3]
-        entries = [(both, kind, text) for _, kind, text in entries if kind.is_visible]
-        if not paper.color:
-            entries = [(both, Kind.VISIBLE, "visible")]
-        entries.append(("", Kind.HIDDEN, "(two rows a line, blank is hidden)"))
-    if form.block != (1, 1):
-        rows, columns = form.block
-        what = "largest weight" if Kind.WEIGHT_1 in shown else "share that is visible"
-        text = f"(density: each character is the {what} of {rows:,} queries by {columns:,} keys)"
-        entries.append(("", Kind.HIDDEN, text))
     line, width = "", 0
-    for glyph, kind, text in entries:
-        entry = f"{glyph} {text}".strip() if glyph.strip() or not glyph else f"' ' {text}"
+    for glyph, kind, text in _entries(shown, form, paper):
+        entry = f"{glyph} {text}" if glyph else text
         if width and width + 2 + len(entry) > paper.width:
             yield line
             line, width = "", 0
         gap = "  " if width else ""
-        line += gap + entry.replace(glyph, paper.paint(glyph, f"38;5;{kind.color}"), 1)
+        line += gap + paper.paint(glyph, f"38;5;{kind.color}") + entry.removeprefix(glyph)
         width += len(gap) + len(entry)
     yield line
+
+
+def _entries(shown: set[Kind], form: _Form, paper: Paper) -> Iterable[tuple[str, Kind, str]]:
+    """Glyph, its color's kind and meaning; a scale is told in full."""
+    for scale in (WEIGHTS, SHARES):
+        if not shown.isdisjoint(scale):
+            shown = {*shown, *scale}
+    if form.rows_a_line == 1:
+        for kind in Kind:
+            if kind in shown:
+                yield paper.glyph(kind).replace(" ", "' '"), kind, kind.meaning
+    else:
+        seen = [kind for kind in Kind if kind in shown and kind.is_visible]
+        both = (_ASCII_HALVES if paper.ascii else _HALVES)[3]
+        for kind in seen if paper.color else [Kind.VISIBLE]:
+            yield both, kind, kind.meaning
+        yield "", Kind.HIDDEN, "(two rows a line, blank is hidden)"
+    if form.block != (1, 1):
+        what = "largest weight" if shown & {*WEIGHTS} else "visible share"
+        pairs = f"{form.block[0]:,} queries by {form.block[1]:,} keys"
+        yield "", Kind.HIDDEN, f"(density: a character is the {what} of {pairs})"
