@@ -7,7 +7,7 @@ from math import ceil
 from typing import Literal
 
 from llamacli.mask_kinds import SHARES, WEIGHTS, Kind
-from llamacli.mask_labels import fitted, spelled, text_width
+from llamacli.mask_labels import Charset, fitted, spelled, text_width
 from llamacli.mask_picture import Grid, MaskRow
 
 Polygon = Sequence[tuple[float, float]]
@@ -102,7 +102,7 @@ MARKS: dict[Kind, tuple[str, list[Polygon]]] = {
 }
 
 
-def draw(rows: Sequence[MaskRow], charset: str = "utf-8") -> Drawing:
+def draw(rows: Sequence[MaskRow], charset: Charset = "utf-8") -> Drawing:
     """The rows of a batch one below the other, and the legend of what they show.
 
     What the labels hold outside the character set is escaped.
@@ -129,7 +129,7 @@ def draw(rows: Sequence[MaskRow], charset: str = "utf-8") -> Drawing:
 class _Plot:
     """The cells of one row, with labels and numbers around them."""
 
-    def __init__(self, drawing: Drawing, row: MaskRow, grid: Grid, charset: str) -> None:
+    def __init__(self, drawing: Drawing, row: MaskRow, grid: Grid, charset: Charset) -> None:
         self.charset = charset
         self.drawing, self.row, self.grid = drawing, row, grid
         self.columns, self.lines = len(grid.keys), len(grid.cells)

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llamacli import mask_drawing, mask_text
 from llamacli.atomic import atomic_write
 from llamacli.errors import LocalIOError, RequestError, printable
+from llamacli.mask_drawing import draw as draw_shapes
+from llamacli.mask_labels import Charset
 from llamacli.mask_picture import MaskRow
-from llamacli.mask_png import CHARSET, png
+from llamacli.mask_png import png
 from llamacli.mask_svg import html, svg
+from llamacli.mask_text import Paper, draw
 
 SCHEMA_VERSION = 1
 MAX_PAIRS = 2**24  # in a file that holds each of them: 4,096 tokens
@@ -58,7 +60,7 @@ def _tokens(row: MaskRow) -> list[dict[str, Any]]:
     ]
 
 
-def to_csv(rows: Sequence[MaskRow], facts: Facts) -> str:
+def to_csv(rows: Sequence[MaskRow]) -> str:
     """A table with a line for each query and a column for each key: 1 and 0, or weights."""
     _check_size(rows)
     file = io.StringIO()
@@ -86,20 +88,20 @@ def _check_size(rows: Sequence[MaskRow]) -> None:
         raise RequestError(what, hint="the other formats draw the density")
 
 
-def to_txt(rows: Sequence[MaskRow], ascii: bool = False) -> str:
-    """The picture without colors, as wide as it takes; the density of more than 512 tokens."""
-    return mask_text.draw(rows, mask_text.Paper(width=1040, ascii=ascii))
-
-
-# Ending of a file's name → its bytes.
-FORMATS: dict[str, Callable[[Sequence[MaskRow], Facts], bytes]] = {
-    ".svg": lambda rows, facts: svg(mask_drawing.draw(rows)).encode(),
-    ".html": lambda rows, facts: html(mask_drawing.draw(rows)).encode(),
-    ".png": lambda rows, facts: png(mask_drawing.draw(rows, CHARSET)),
-    ".txt": lambda rows, facts: to_txt(rows).encode(),
-    ".csv": lambda rows, facts: to_csv(rows, facts).encode(),
-    ".json": lambda rows, facts: to_json(rows, facts).encode(),
+# Ending of a file's name → its bytes; a text in ASCII is spelled with escapes.
+FORMATS: dict[str, Callable[[Sequence[MaskRow], Facts, Charset], bytes]] = {
+    ".svg": lambda rows, facts, charset: svg(draw_shapes(rows, charset)).encode(),
+    ".html": lambda rows, facts, charset: html(draw_shapes(rows, charset)).encode(),
+    ".png": lambda rows, facts, charset: png(draw_shapes(rows, "ascii")),
+    ".txt": lambda rows, facts, charset: draw(rows, _roll(charset)).encode(),
+    ".csv": lambda rows, facts, charset: to_csv(rows).encode(),
+    ".json": lambda rows, facts, charset: to_json(rows, facts).encode(),
 }
+
+
+def _roll(charset: Charset) -> Paper:
+    """As wide and long as 512 tokens take with their labels; of more the density is drawn."""
+    return Paper(width=1040, ascii=charset == "ascii")
 
 
 def check_output(path: Path) -> None:
@@ -119,13 +121,13 @@ def check_output(path: Path) -> None:
         raise LocalIOError(f"the folder {folder} does not exist", hint="make it first")
 
 
-def save(path: Path, rows: Sequence[MaskRow], facts: Facts) -> None:
+def save(path: Path, rows: Sequence[MaskRow], facts: Facts, charset: Charset = "utf-8") -> None:
     """Write the picture; the file appears when it is whole.
 
     Raises:
         RequestError: Pillow is missing, or the mask is too large for the format.
         LocalIOError: the disk refused.
     """
-    data = FORMATS[path.suffix.lower()](rows, facts)
+    data = FORMATS[path.suffix.lower()](rows, facts, charset)
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)

@@ -1,6 +1,9 @@
 """Tokens as labels: readable whatever they hold, and as wide as they claim to be."""
 
 import unicodedata
+from typing import Literal
+
+Charset = Literal["utf-8", "ascii"]
 
 BLANK, ASCII_BLANK = "·", "_"
 _ELLIPSIS = "…"
@@ -26,17 +29,17 @@ def _shown(char: str) -> str:
     return char if is_plain else ascii(char)[1:-1]
 
 
-def spelled(text: str, charset: str) -> str:
-    """The label in a smaller character set: others are escaped, in ASCII a blank is _."""
-    if charset == "ascii":
-        text = text.replace(BLANK, ASCII_BLANK)
-    return text.encode(charset, "backslashreplace").decode(charset)
+def spelled(text: str, charset: Charset) -> str:
+    """The label in a character set; in ASCII a blank is _, and other characters are escaped."""
+    if charset == "utf-8":
+        return text
+    return text.replace(BLANK, ASCII_BLANK).encode("ascii", "backslashreplace").decode()
 
 
 def char_width(char: str) -> int:
     """Columns of a terminal that a character takes."""
-    if unicodedata.category(char) in ("Mn", "Me", "Cf") or "\u1160" <= char <= "\u11ff":
-        return 0
+    if unicodedata.category(char) in ("Mn", "Me", "Mc", "Cf") or "\u1160" <= char <= "\u11ff":
+        return 0  # marks, and the later parts of a Korean syllable
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 

@@ -9,12 +9,11 @@ from llamacli.mask_drawing import Area, Drawing, Text
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
-CHARSET = "ascii"  # of the font that Pillow brings along
 _SCALE = 2  # pixels of the file on a side of a pixel of the drawing: sharp on fine screens
 
 
 def png(drawing: Drawing) -> bytes:
-    """The drawing as the bytes of a PNG file; what is not in CHARSET shows as a box.
+    """The drawing as the bytes of a PNG file; its font knows ASCII alone.
 
     Raises:
         RequestError: Pillow is not installed.

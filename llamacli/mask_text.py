@@ -44,7 +44,7 @@ class Paper:
 
     def spelled(self, text: str) -> str:
         """A label in characters that are understood."""
-        return spelled(text, "ascii") if self.ascii else text
+        return spelled(text, "ascii" if self.ascii else "utf-8")
 
     def has_room(self, columns: int, lines: int) -> bool:
         """Whether so many columns, and lines of cells, fit."""

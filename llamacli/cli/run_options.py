@@ -153,10 +153,11 @@ def named_by_option(ctx: typer.Context) -> Iterator[None]:
 
 
 def origin(ctx: typer.Context, name: str) -> str:
-    """The option or the environment variable that a value was given by, else "default"."""
+    """The option, argument or environment variable that gave a value, else "default"."""
     source = ctx.get_parameter_source(name)
     if source is None or source.name == "DEFAULT":
         return "default"
     if source.name == "ENVIRONMENT":
         return f"LLAMACLI_{name.upper()}"
-    return "--" + name.replace("_", "-")
+    (param,) = (param for param in ctx.command.params if param.name == name)
+    return str(param.metavar) if param.param_type_name == "argument" else max(param.opts, key=len)

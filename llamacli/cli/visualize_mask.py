@@ -111,12 +111,13 @@ def add_weights(
         layer=layer,
         head=options.head,
     )
-    which = f"mean of {heads} heads" if options.head is None else f"head {options.head} of {heads}"
+    which = f"head {options.head} of 0-{heads - 1}"
+    which = f"mean of {heads} heads" if options.head is None else which
     facts["attention"] = {"layer": layer, "head": options.head}
     return [
         replace(
             row,
-            title=f"attention weights of layer {layer} of {layers}, {which}: {row.title}",
+            title=f"attention weights, layer {layer} of 0-{layers - 1}, {which}; {row.title}",
             weights=[each[q][: row.layout.keys.stop] for q in row.layout.queries],
         )
         for row, each in zip(rows, found.tolist(), strict=True)
@@ -134,7 +135,7 @@ def write(
     from llamacli.mask_text import Paper, draw
 
     if options.output is not None:
-        save(options.output, rows, facts)
+        save(options.output, rows, facts, "ascii" if options.ascii else "utf-8")
         terminal.write(f"{options.output}\n")
     elif options.json:
         terminal.write(to_json(rows, facts))
