@@ -17,7 +17,7 @@ complete -c llamacli -n __fish_use_subcommand -l debug -d 'Show tracebacks and w
 complete -c llamacli -n __fish_use_subcommand -s h -l help -d 'Show this message and exit'
 complete -c llamacli -n __fish_use_subcommand -a run -d 'Continue a text, or answer it where the model has a chat template'
 complete -c llamacli -n __fish_use_subcommand -a quantize -d 'Write a smaller copy of a model, its layers in 4 or 8 bits'
-complete -c llamacli -n __fish_use_subcommand -a visualize-mask -d 'Show which tokens may attend to which, or with --attention, do'
+complete -c llamacli -n __fish_use_subcommand -a visualize-mask -d 'Show which tokens may attend to which; with --attention, how much they do'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -s m -l model -x -a '(__llamacli_models)' -d 'A folder or a Hugging Face name'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l revision -x -d 'Branch, tag or commit of the model'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l offline -d 'Use only what was downloaded before'

@@ -68,6 +68,11 @@ def test_without_a_model_the_demo_model_cuts_the_text_and_a_note_says_so() -> No
     assert show("--tokens", 3).err == ""
 
 
+def test_the_picture_in_the_readme_is_the_programs() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"```\n{show('The sun warms the stone', '-q').text}```\n" in readme
+
+
 def test_every_kind_of_mask_can_be_asked_for() -> None:
     assert cells("--tokens", 3) == [["@..", "#@.", "##@"]]
     assert cells("--tokens", 3, "--sliding-window", 2) == [["@..", "#@.", "/#@"]]

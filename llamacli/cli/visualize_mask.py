@@ -30,10 +30,10 @@ llamacli visualize-mask --help lists all options."""
 
 
 def show_mask(ctx: typer.Context, options: VisualizeMaskOptions) -> None:
-    """Show which tokens may attend to which, or with --attention, do.
+    """Show which tokens may attend to which; with --attention, how much they do.
 
-    A row of the picture is a token that asks, a column one that may be seen. A file's name goes to
-    stdout.
+    A row of the picture is a token that asks, a column one that may be seen. It goes to stdout, or
+    with -o to a file, whose name then goes to stdout.
 
     \b
     Examples:
