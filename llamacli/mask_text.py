@@ -122,9 +122,9 @@ def _picture(row: MaskRow, form: _Form, paper: Paper, shown: set[Kind]) -> Itera
         yield paper.paint(" " * (label_width + number_width + 1) + numbers, _DIM)
     for first in range(0, len(grid.cells), form.rows_a_line):
         queries = grid.queries[first : first + form.rows_a_line]
-        labels = [paper.label(row.label(q), form.label_width) for q in queries]
-        labels += [" " * form.label_width] * (form.rows_a_line - len(labels))
-        beside = "".join(f"{label} " for label in labels if label)
+        names = [*map(row.label, queries), ""][: form.rows_a_line]
+        labels = [paper.label(name, form.label_width) + " " for name in names]
+        beside = "".join(labels) if form.label_width else ""
         number = paper.paint(f"{queries[0]:>{number_width}}", _DIM)
         cells = grid.cells[first : first + form.rows_a_line]
         line = _cells if form.rows_a_line == 1 else _halves

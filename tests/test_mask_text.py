@@ -1,6 +1,7 @@
 """The picture of a mask in a terminal: what is drawn at which size."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -171,12 +172,20 @@ def test_density_of_weights_shows_the_largest() -> None:
     window=st.none() | st.integers(1, 50),
     color=st.booleans(),
     ascii=st.booleans(),
+    labels=st.sampled_from([[], ["·a"], ["漢字"]]),
 )
 def test_every_picture_fits(
-    length: int, width: int, height: int | None, window: int | None, color: bool, ascii: bool
+    length: int,
+    width: int,
+    height: int | None,
+    window: int | None,
+    color: bool,
+    ascii: bool,
+    labels: list[str],
 ) -> None:
     paper = Paper(width=width, height=height, color=color, ascii=ascii)
-    text = draw(token_rows([length], MaskOptions(sliding_window=window)), paper)
+    (row,) = token_rows([length], MaskOptions(sliding_window=window))
+    text = draw([replace(row, labels=labels * length)], paper)
     lines = plain(text).splitlines()
     sentences = "(density", "about", "pairs visible"  # a terminal may wrap them
     cells = [line for line in lines if not any(words in line for words in sentences)]
@@ -185,6 +194,7 @@ def test_every_picture_fits(
         assert len(lines) <= height
     assert color or text == plain(text)
     assert text.isascii() or not ascii
+    assert "…" not in text
 
 
 @pytest.mark.parametrize("ascii", [True, False])
