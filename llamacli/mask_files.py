@@ -17,7 +17,7 @@ from llamacli.mask_svg import html, svg
 from llamacli.mask_text import Paper, draw
 
 SCHEMA_VERSION = 1
-MAX_PAIRS = 2**24  # in a file that holds each of them: 4,096 tokens
+MAX_PAIRS = 2**22  # in a file that holds each of them: 2,048 tokens
 
 Facts = Mapping[str, Any]
 
@@ -70,7 +70,7 @@ def to_csv(rows: Sequence[MaskRow]) -> str:
         if number == 0:  # other rows of a batch have other tokens, so there the keys are numbers
             names = [_name(row, key) if len(rows) == 1 else key for key in layout.keys]
             table.writerow(["row", "query", *names])
-        values = row.weights or [[int(seen) for seen in line] for line in row.mask()]
+        values = row.weights or [[*map(int, line)] for line in row.mask()]
         for query, line in zip(layout.queries, values, strict=True):
             table.writerow([number, _name(row, query), *line])
     return file.getvalue()

@@ -98,9 +98,9 @@ class Layout:
         ahead = [(position >= start) & (position < start + length) for start in self.starts]
         return sum(1 * found for found in ahead) > 0
 
-    def kind(self, query: int, key: int, rule: masks.Predicate) -> Kind:
-        """Why a query sees a key by this layout's `rule`, or why it does not."""
-        if rule(query, key):
+    def kind(self, query: int, key: int, is_visible: bool) -> Kind:
+        """Why a query sees a key, or why it does not; `is_visible` is what the rule says."""
+        if is_visible:
             if query == key:
                 return Kind.SELF
             if not self.is_token(query):

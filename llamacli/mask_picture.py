@@ -76,13 +76,21 @@ class MaskRow:
 
     def mask(self) -> list[list[bool]]:
         """The mask (T, S); True = may attend."""
-        rule, keys = self.layout.rule, self.layout.keys
-        return [[bool(rule(query, key)) for key in keys] for query in self.layout.queries]
+        queries, keys, rule = self.layout.queries, self.layout.keys, self.layout.rule
+        if len(queries) * len(keys) <= _FEW:  # importing numpy takes longer
+            return [[bool(rule(query, key)) for key in keys] for query in queries]
+        import numpy as np
+
+        mask: list[list[bool]] = rule(np.array(queries)[:, None], np.array(keys)).tolist()
+        return mask
 
     def kinds(self) -> list[list[Kind]]:
         """Why each pair is visible or not, (T, S)."""
-        layout, rule = self.layout, self.layout.rule
-        return [[layout.kind(q, k, rule) for k in layout.keys] for q in layout.queries]
+        kind, keys = self.layout.kind, self.layout.keys
+        return [
+            [kind(query, key, is_visible) for key, is_visible in zip(keys, line, strict=True)]
+            for query, line in zip(self.layout.queries, self.mask(), strict=True)
+        ]
 
     def grid(self) -> Grid:
         """A cell for each pair; where there are weights, their levels take the visible ones."""
@@ -118,10 +126,11 @@ class MaskRow:
 
     def counts(self) -> Counts:
         """How much of the mask is visible; exact up to 2,048 tokens."""
-        layout, rule = self.layout, self.layout.rule
+        layout = self.layout
         pairs = len(layout.queries) * len(layout.keys)
-        if pairs <= _FEW:  # importing numpy takes longer
-            seen = [q - k for q in layout.queries for k in layout.keys if rule(q, k)]
+        if pairs <= _FEW:
+            lines = zip(layout.queries, self.mask(), strict=True)
+            seen = [q - k for q, line in lines for k in layout.keys if line[k]]
             return Counts(visible=len(seen), pairs=pairs, reach=max(seen))
         mask, queries, keys = self._sample()
         reach = (queries - keys[mask.argmax(axis=1)])[mask.any(axis=1)]

@@ -18,12 +18,13 @@ from transformers.masking_utils import (
 from llamacli.errors import RequestError
 from llamacli.mask_kinds import Kind
 from llamacli.mask_layout import Layout, MaskOptions, make_layouts
+from llamacli.mask_picture import MaskRow
 from llamacli.model import eager_attention, visible
 
 
 def picture(layout: Layout) -> list[str]:
     """A line for each query, a letter for each key."""
-    kinds = [[layout.kind(q, k, layout.rule) for k in layout.keys] for q in layout.queries]
+    kinds = MaskRow(layout=layout, title="").kinds()
     return ["".join(kind.ascii for kind in line) for line in kinds]
 
 
@@ -154,7 +155,7 @@ def test_real_tokens_see_what_they_see_in_transformers(data: st.DataObject) -> N
 @given(data=st.data())
 def test_the_picture_is_the_mask(data: st.DataObject) -> None:
     for layout in layouts_of(data, **OPTIONS):
-        kinds = [[layout.kind(q, k, layout.rule) for k in layout.keys] for q in layout.queries]
+        kinds = MaskRow(layout=layout, title="").kinds()
         assert tensor(layout).tolist() == [[kind.is_visible for kind in row] for row in kinds]
         for query, row in zip(layout.queries, kinds, strict=True):
             assert row[query] is Kind.SELF
