@@ -6,7 +6,7 @@ from itertools import groupby
 from math import ceil
 from typing import Literal
 
-from llamacli.mask_kinds import SHARES, WEIGHTS, Kind
+from llamacli.mask_kinds import WEIGHTS, Kind, explained
 from llamacli.mask_labels import Charset, fitted, spelled, text_width
 from llamacli.mask_picture import Grid, MaskRow
 
@@ -248,15 +248,10 @@ def _scaled(marks: Iterable[Polygon], place: tuple[float, float], side: float) -
 
 def _draw_legend(drawing: Drawing, shown: set[Kind]) -> None:
     """A small cell and the words of each kind, in lines as wide as the drawing."""
-    for scale in (WEIGHTS, SHARES):
-        if not shown.isdisjoint(scale):
-            shown |= {*scale}
     side, x = 14, float(_MARGIN)
     drawing.reach(480)
     drawing.height += _LINE
-    for kind in Kind:
-        if kind not in shown:
-            continue
+    for kind in explained(shown):
         needed = side + _GAP + text_width(kind.meaning) * _CHAR
         if x > _MARGIN and x + needed > drawing.width - _MARGIN:
             x, drawing.height = _MARGIN, drawing.height + _LINE

@@ -37,7 +37,7 @@ class Kind(Enum):
     WEIGHT_7 = "▇", "7", 148, "#0d509a", "from 56 %", True
     WEIGHT_8 = "█", "8", 220, "#08306b", "from 77 %", True
     # Shares of many pairs, see `share_level`.
-    NONE = " ", " ", 244, "#f4f4f4", "none", False
+    NONE = " ", " ", 244, "#f4f4f4", "none visible", False
     FEW = "░", ".", 33, "#c6dbef", "up to 1/3", True
     SOME = "▒", ":", 33, "#85bcdc", "up to 2/3", True
     MANY = "▓", "+", 33, "#3a88bd", "more", True
@@ -64,3 +64,9 @@ def share_level(share: float) -> Kind:
     if share in (0, 1):
         return SHARES[-int(share)]
     return SHARES[1 + int(share * 3)]
+
+
+def explained(shown: set[Kind]) -> list[Kind]:
+    """The kinds that a legend explains, in order: those that are shown, and a scale in full."""
+    scale = next((scale for scale in (WEIGHTS, SHARES) if not shown.isdisjoint(scale)), [])
+    return [kind for kind in Kind if kind in shown or kind in scale]

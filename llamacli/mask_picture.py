@@ -1,6 +1,6 @@
 """The picture of a mask as data: cells of kinds, labels, counts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -109,14 +109,18 @@ class MaskRow:
 
         mask, queries, keys = self._sample()
         edges = _edges(queries, block[0]), _edges(keys, block[1])
+        visible = _by_block(np.add, mask.astype(float), *edges)
         if self.weights is not None:
             weights = np.asarray(self.weights)[np.ix_(queries - queries[0], keys)]
-            largest = _by_block(np.maximum, weights, *edges).tolist()
-            cells = [list(map(weight_level, row)) for row in largest]
+            level: Callable[[float], Kind] = weight_level
+            values = _by_block(np.maximum, weights, *edges)
         else:
-            visible = _by_block(np.add, mask.astype(float), *edges)
-            shares = visible / _by_block(np.add, np.ones(mask.shape), *edges)
-            cells = [list(map(share_level, row)) for row in shares.tolist()]
+            level = share_level
+            values = visible / _by_block(np.add, np.ones(mask.shape), *edges)
+        cells = [
+            [level(value) if seen else Kind.NONE for value, seen in zip(*both, strict=True)]
+            for both in zip(values.tolist(), visible.tolist(), strict=True)
+        ]
         return Grid(
             cells=cells,
             queries=self.layout.queries[:: block[0]],

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import ceil
 
-from llamacli.mask_kinds import SHARES, WEIGHTS, Kind
+from llamacli.mask_kinds import WEIGHTS, Kind, explained
 from llamacli.mask_labels import fitted, spelled, text_width
 from llamacli.mask_picture import MaskRow
 
@@ -184,16 +184,12 @@ def _legend(shown: set[Kind], form: _Form, paper: Paper) -> Iterable[str]:
 
 
 def _entries(shown: set[Kind], form: _Form, paper: Paper) -> Iterable[tuple[str, Kind, str]]:
-    """Glyph, its color's kind and meaning; a scale is told in full."""
-    for scale in (WEIGHTS, SHARES):
-        if not shown.isdisjoint(scale):
-            shown = {*shown, *scale}
+    """Glyph, its color's kind and meaning."""
     if form.rows_a_line == 1:
-        for kind in Kind:
-            if kind in shown:
-                yield paper.glyph(kind).replace(" ", "' '"), kind, kind.meaning
+        for kind in explained(shown):
+            yield paper.glyph(kind).replace(" ", "' '"), kind, kind.meaning
     else:
-        seen = [kind for kind in Kind if kind in shown and kind.is_visible]
+        seen = [kind for kind in explained(shown) if kind.is_visible]
         both = (_ASCII_HALVES if paper.ascii else _HALVES)[3]
         for kind in seen if paper.color else [Kind.VISIBLE]:
             yield both, kind, kind.meaning

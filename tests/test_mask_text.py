@@ -65,8 +65,8 @@ causal mask
 60 ████████████▓░
 70 ██████████████▓░
 3,240 of 6,400 pairs visible, longest reach 79
-' ' none  ░ up to 1/3  ▒ up to 2/3
-▓ more  █ all visible
+' ' none visible  ░ up to 1/3
+▒ up to 2/3  ▓ more  █ all visible
 (density: a character is the visible share of 10 queries by 5 keys)
 """
 
@@ -160,7 +160,9 @@ def test_density_of_weights_shows_the_largest() -> None:
     weights = [[1 / (q + 1) if k <= q else 0.0 for k in range(40)] for q in range(40)]
     weights[39][3] = 0.9
     text = draw([MaskRow(layout=layout, title="w", weights=weights)], Paper(width=14))
+    assert text.splitlines()[2].rstrip() == " 0 █▄"  # nothing is visible on the right
     assert "32 █" in text
+    assert "' ' none visible" in text
     assert "largest weight of 8 queries by 4 keys" in text.replace("\n", " ")
 
 
