@@ -164,6 +164,11 @@ class _Plot:
     def _place(self, line: float, column: float) -> tuple[float, float]:
         return self.left + column * self.side, self.top + line * self.side
 
+    def _cells(self) -> Iterator[tuple[int, int, Kind]]:
+        for line, cells in enumerate(self.grid.cells):
+            for column, kind in enumerate(cells):
+                yield line, column, kind
+
     def _areas(self) -> Iterator[Area]:
         """A rectangle for each run of a kind, lines between the cells, and marks in them."""
         runs: dict[Kind, list[Polygon]] = {}
@@ -189,18 +194,14 @@ class _Plot:
 
     def _marks(self) -> Iterator[Area]:
         for kind, (color, marks) in MARKS.items():
-            places = [
-                self._place(line, column)
-                for line, cells in enumerate(self.grid.cells)
-                for column, found in enumerate(cells)
-                if found is kind
-            ]
+            places = [self._place(*place) for *place, found in self._cells() if found is kind]
             if places:
                 yield Area(color, [p for place in places for p in _scaled(marks, place, self.side)])
 
     def _numbers(self) -> Iterator[Text]:
-        """Of every row and column, or of every tenth where they are small."""
-        every = 1 if self.side >= 16 else 10
+        """Of every row and column, or of every so many where they are small."""
+        needed = (len(str(self.grid.keys[-1])) + 0.5) * _CHAR
+        every = next((n for n in (1, 10, 20) if n * self.side >= needed), 50)
         for column in range(0, self.columns, every):
             x, y = self._place(0, column + 0.5)
             number = str(self.grid.keys[column])
@@ -221,24 +222,22 @@ class _Plot:
             yield Text(x=x + 4, y=y - _LINE, text=self.label(key), vertical=True)
 
     def _percents(self, weights: Sequence[Sequence[float]]) -> Iterator[Text]:
-        for line, cells in enumerate(self.grid.cells):
-            for column, kind in enumerate(cells):
-                if kind in WEIGHTS:
-                    x, y = self._place(line + 0.5, column + 0.5)
-                    color = _PAPER if WEIGHTS.index(kind) >= 4 else _INK
-                    text = f"{100 * weights[line][column]:.0f}"
-                    yield Text(x=x, y=y + 3, text=text, size=9, color=color, anchor="middle")
+        for line, column, kind in self._cells():
+            if kind in WEIGHTS:
+                x, y = self._place(line + 0.5, column + 0.5)
+                color = _PAPER if WEIGHTS.index(kind) >= 4 else _INK
+                text = f"{100 * weights[line][column]:.0f}"
+                yield Text(x=x, y=y + 3, text=text, size=9, color=color, anchor="middle")
 
     def _hovers(self) -> Iterator[Hover]:
-        kinds = self.row.kinds()
-        for line, query in enumerate(self.grid.queries):
-            for column, key in enumerate(self.grid.keys):
-                pair = f"{query} {self.row.label(query)} → {key} {self.row.label(key)}"
-                what = kinds[line][column].meaning
-                if self.row.weights is not None and kinds[line][column].is_visible:
-                    what = f"{self.row.weights[line][column]:.2%}"
-                text = " ".join(f"{pair}: {what}".split())
-                yield Hover(*self._place(line, column), self.side, text)
+        for line, column, kind in self._cells():
+            query, key = self.grid.queries[line], self.grid.keys[column]
+            pair = f"{query} {self.row.label(query)} → {key} {self.row.label(key)}"
+            what = kind.meaning
+            if self.row.weights is not None and kind in WEIGHTS:
+                what = f"{self.row.weights[line][column]:.2%}"
+            text = " ".join(f"{pair}: {what}".split())
+            yield Hover(*self._place(line, column), self.side, text)
 
 
 def _scaled(marks: Iterable[Polygon], place: tuple[float, float], side: float) -> Iterator[Polygon]:

@@ -9,7 +9,7 @@ from llamacli import masks
 from llamacli.errors import RequestError
 from llamacli.mask_kinds import Kind
 
-MAX_TOKENS = 10**9  # of --tokens; more overflow the small integers that are counted with
+MAX_TOKENS = 10**9  # in a row: 64 bits count its pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +91,12 @@ class Layout:
         return (position >= self.begin) & (position < min(self.end, self.queries.stop))
 
     def _document_of(self, position: Any) -> Any:
-        return sum(1 * (position >= start) for start in self.starts)
+        return sum(position >= start for start in self.starts)
 
     def _in_prefix(self, position: Any) -> Any:
         length = self.options.prefix_length or 0
-        ahead = [(position >= start) & (position < start + length) for start in self.starts]
-        return sum(1 * found for found in ahead) > 0
+        found = [(position >= start) & (position < start + length) for start in self.starts]
+        return sum(found) > 0
 
     def kind(self, query: int, key: int, is_visible: bool) -> Kind:
         """Why a query sees a key, or why it does not; `is_visible` is what the rule says."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _FEW = 2**16  # pairs that Python counts in the time of an import
-_SAMPLES = 2048  # positions on a side that many pairs are counted by
+SAMPLES = 2048  # queries, and keys of each, that very many pairs are estimated by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,17 +140,17 @@ class MaskRow:
         reach = (queries - keys[mask.argmax(axis=1)])[mask.any(axis=1)]
         visible = round(int(mask.sum()) / mask.size * pairs)
         exact = mask.size == pairs
-        return Counts(visible=visible, pairs=pairs, reach=int(reach.max()), exact=exact)
+        return Counts(visible=visible, pairs=pairs, reach=int(reach.max(initial=0)), exact=exact)
 
     def _sample(self) -> "tuple[Array, Array, Array]":
         """The mask at evenly spaced queries and keys, all of them unless they are many."""
         import numpy as np
 
-        queries, keys = (
-            np.asarray(positions[:: ceil(len(positions) / _SAMPLES)], np.int64)
-            for positions in (self.layout.queries, self.layout.keys)
-        )
-        return self.layout.rule(queries[:, None], keys), queries, keys
+        queries, keys = self.layout.queries, self.layout.keys
+        queries = queries[:: ceil(len(queries) / SAMPLES)]
+        keys = keys[:: ceil(len(keys) * len(queries) / SAMPLES**2)]
+        places = np.asarray(queries), np.asarray(keys)
+        return self.layout.rule(places[0][:, None], places[1]), *places
 
 
 def _edges(positions: "Array", block: int) -> "Array":
@@ -206,9 +206,8 @@ def token_label(token_id: int | None, tokenizer: Tokenizer) -> str:
 
 def _title(layout: Layout, number: int, total: int) -> str:
     options = layout.options
-    parts = ["prefix-LM mask" if options.prefix_length else "causal mask"]
-    if options.prefix_length:
-        parts.append(f"prefix of {options.prefix_length:,}")
+    prefix = options.prefix_length
+    parts = [f"prefix-LM mask, prefix of {prefix:,}" if prefix else "causal mask"]
     if options.sliding_window:
         parts.append(f"sliding window of {options.sliding_window:,}")
     if options.packed:

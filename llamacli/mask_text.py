@@ -7,7 +7,7 @@ from math import ceil
 
 from llamacli.mask_kinds import WEIGHTS, Kind, explained
 from llamacli.mask_labels import fitted, spelled, text_width
-from llamacli.mask_picture import MaskRow
+from llamacli.mask_picture import SAMPLES, MaskRow
 
 _MAX_LABEL = 16
 _FRAME = 7  # lines around the cells: title, two of numbers, sum, two of legend, the shell's prompt
@@ -106,7 +106,7 @@ def _longest_label(rows: Sequence[MaskRow], paper: Paper) -> int:
 
 def _block(queries: int, keys: int, columns: int, height: int | None) -> tuple[int, int]:
     """The smallest block whose cells fit; as characters are, twice as high as wide."""
-    across = ceil(keys / max(columns, 1))
+    across = ceil(keys / max(min(columns, SAMPLES // 2), 1))
     if height is not None:
         across = max(across, ceil(queries / (2 * max(height - _FRAME, 1))))
     return min(2 * across, queries), across
@@ -196,5 +196,5 @@ def _entries(shown: set[Kind], form: _Form, paper: Paper) -> Iterable[tuple[str,
         yield "", Kind.HIDDEN, "(two rows a line, blank is hidden)"
     if form.block != (1, 1):
         what = "largest weight" if shown & {*WEIGHTS} else "visible share"
-        pairs = f"{form.block[0]:,} queries by {form.block[1]:,} keys"
-        yield "", Kind.HIDDEN, f"(density: a character is the {what} of {pairs})"
+        size = f"{form.block[0]:,} by {form.block[1]:,}"
+        yield "", Kind.HIDDEN, f"(density: a character is the {what} of {size} pairs)"

@@ -67,7 +67,7 @@ causal mask
 3,240 of 6,400 pairs visible, longest reach 79
 ' ' none visible  ░ up to 1/3
 ▒ up to 2/3  ▓ more  █ all visible
-(density: a character is the visible share of 10 queries by 5 keys)
+(density: a character is the visible share of 10 by 5 pairs)
 """
 
 
@@ -163,7 +163,7 @@ def test_density_of_weights_shows_the_largest() -> None:
     assert text.splitlines()[2].rstrip() == " 0 █▄"  # nothing is visible on the right
     assert "32 █" in text
     assert "' ' none visible" in text
-    assert "largest weight of 8 queries by 4 keys" in text.replace("\n", " ")
+    assert "largest weight of 8 by 4 pairs" in text.replace("\n", " ")
 
 
 @settings(max_examples=40)

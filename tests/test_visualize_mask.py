@@ -188,7 +188,7 @@ def test_fault_125_no_number_of_tokens_is_usage(count: str) -> None:
 
 def test_fault_125_a_million_tokens_are_down_sampled_and_it_is_said() -> None:
     text = show("--tokens", 10**6).text
-    assert "(density: a character is the visible share of 27,398 queries by 13,699 keys)" in text
+    assert "(density: a character is the visible share of 27,398 by 13,699 pairs)" in text
     assert "about 50.0% of 1,000,000,000,000 pairs visible" in text
 
 
