@@ -9,10 +9,10 @@ import typer
 from llamacli.cli.console import Terminal
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.option_class import takes_options
+from llamacli.cli.options import AttnImplementation
 from llamacli.cli.prompt_sources import Records, collect_prompts
-from llamacli.cli.run import open_folder
-from llamacli.cli.run_options import named_by_option
-from llamacli.cli.threads import calm_threads, set_threads
+from llamacli.cli.run import load_weights, open_folder
+from llamacli.cli.run_options import RunOptions, named_by_option
 from llamacli.cli.visualize_mask_options import VisualizeMaskOptions, checked
 from llamacli.errors import RequestError, printable
 
@@ -94,17 +94,11 @@ def add_weights(
     for name, number, count in (("layer", layer, layers), ("head", options.head or 0, heads)):
         if not 0 <= number < count:
             raise RequestError(f"{name} must be 0 … {count - 1} of this model, got {number}")
-    calm_threads()
-    with terminal.importing():
-        from llamacli.attention_visualizer import attention_weights
-        from llamacli.loading import load_model, open_weights
-        from llamacli.model import LlamaModel
-    set_threads(None)
-    weights = open_weights(folder.path, folder.config)
-    size = sum(tensor.nbytes for tensor in weights.tensors.values())
-    name = printable(facts["model"])
-    terminal.note(f"loading {name}: {layers} layers of {heads} heads, {size / 1e9:.2f} GB")
-    model = load_model(LlamaModel, folder.config, weights, attn_implementation="eager")
+    terminal.note(f"loading {printable(facts['model'])}: {layers} layers of {heads} heads")
+    loading = RunOptions(attn_implementation=AttnImplementation.EAGER)
+    model = load_weights(terminal, loading, folder).model
+    from llamacli.attention_visualizer import attention_weights
+
     found = attention_weights(
         model,
         [row.token_ids for row in rows],
