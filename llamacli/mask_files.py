@@ -12,7 +12,7 @@ from llamacli.errors import LocalIOError, RequestError, printable
 from llamacli.mask_drawing import draw as draw_shapes
 from llamacli.mask_labels import Charset
 from llamacli.mask_picture import MaskRow
-from llamacli.mask_png import png
+from llamacli.mask_png import check_pillow, png
 from llamacli.mask_svg import html, svg
 from llamacli.mask_text import Paper, draw
 
@@ -48,15 +48,15 @@ def to_json(rows: Sequence[MaskRow], facts: Facts) -> str:
 
 
 def _tokens(row: MaskRow) -> list[dict[str, Any]]:
-    ids = row.token_ids or [None] * row.layout.length
+    layout = row.layout
     return [
         {
             "position": position,
-            "id": token_id,
+            "id": row.token_ids[position] if row.token_ids else None,
             "label": row.label(position),
-            "padding": not row.layout.begin <= position < row.layout.end,
+            "padding": not layout.begin <= position < layout.end,
         }
-        for position, token_id in enumerate(ids)
+        for position in range(layout.queries.stop)
     ]
 
 
@@ -108,12 +108,14 @@ def check_output(path: Path) -> None:
     """Before the work, not after it.
 
     Raises:
-        RequestError: the ending is not one of FORMATS.
+        RequestError: the ending is not one of FORMATS, or Pillow is missing.
         LocalIOError: there is no such folder, or a folder has this name.
     """
     if path.suffix.lower() not in FORMATS:
         known = ", ".join(FORMATS)
         raise RequestError(f"a picture's name ends with {known}, got {printable(path.name)}")
+    if path.suffix.lower() == ".png":
+        check_pillow()
     if path.is_dir():
         raise LocalIOError(f"{printable(path)} is a folder, not a file for the picture")
     if not path.parent.is_dir():

@@ -1,6 +1,7 @@
 """A drawing as a PNG file, by Pillow (the extra `png`)."""
 
 import io
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from llamacli.errors import RequestError
@@ -18,11 +19,9 @@ def png(drawing: Drawing) -> bytes:
     Raises:
         RequestError: Pillow is not installed.
     """
-    try:
-        from PIL import Image, ImageDraw
-    except ImportError:
-        hint = "pip install 'llamacli[png]', or name a .svg or .html file"
-        raise RequestError("a PNG file needs Pillow, which is not installed", hint=hint) from None
+    check_pillow()
+    from PIL import Image, ImageDraw
+
     size = drawing.width * _SCALE, drawing.height * _SCALE
     image = Image.new("RGB", size, "#ffffff")
     canvas = ImageDraw.Draw(image)
@@ -35,6 +34,17 @@ def png(drawing: Drawing) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
+
+
+def check_pillow() -> None:
+    """Look whether a PNG file can be written at all.
+
+    Raises:
+        RequestError: Pillow is not installed.
+    """
+    if find_spec("PIL") is None:
+        hint = "pip install 'llamacli[png]', or name a .svg or .html file"
+        raise RequestError("a PNG file needs Pillow, which is not installed", hint=hint)
 
 
 def _write(image: "Image.Image", canvas: "ImageDraw.ImageDraw", shape: Text) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
@@ -161,9 +162,11 @@ def test_png_shows_the_cells_in_their_colors(name: str) -> None:
 
 
 def test_png_without_pillow_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    with pytest.raises(RequestError, match="needs Pillow") as caught:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(RequestError, match="needs Pillow"):
         data_of(token_rows([3], MaskOptions()), ".png")
+    with pytest.raises(RequestError, match="needs Pillow") as caught:
+        check_output(Path("mask.png"))
     assert caught.value.hint == "pip install 'llamacli[png]', or name a .svg or .html file"
 
 
