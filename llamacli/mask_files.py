@@ -14,7 +14,7 @@ from llamacli.mask_labels import Charset
 from llamacli.mask_picture import MaskRow
 from llamacli.mask_png import check_pillow, png
 from llamacli.mask_svg import html, svg
-from llamacli.mask_text import Paper, draw
+from llamacli.mask_text import MAX_WIDTH, Paper, draw
 
 SCHEMA_VERSION = 1
 MAX_PAIRS = 2**22  # in a file that holds each of them: 2,048 tokens
@@ -93,15 +93,12 @@ FORMATS: dict[str, Callable[[Sequence[MaskRow], Facts, Charset], bytes]] = {
     ".svg": lambda rows, facts, charset: svg(draw_shapes(rows, charset)).encode(),
     ".html": lambda rows, facts, charset: html(draw_shapes(rows, charset)).encode(),
     ".png": lambda rows, facts, charset: png(draw_shapes(rows, "ascii")),
-    ".txt": lambda rows, facts, charset: draw(rows, _roll(charset)).encode(),
+    ".txt": lambda rows, facts, charset: draw(
+        rows, Paper(width=MAX_WIDTH, ascii=charset == "ascii")
+    ).encode(),
     ".csv": lambda rows, facts, charset: to_csv(rows).encode(),
     ".json": lambda rows, facts, charset: to_json(rows, facts).encode(),
 }
-
-
-def _roll(charset: Charset) -> Paper:
-    """As wide and long as 512 tokens take with their labels; of more the density is drawn."""
-    return Paper(width=1040, ascii=charset == "ascii")
 
 
 def check_output(path: Path) -> None:

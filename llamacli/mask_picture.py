@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _FEW = 2**16  # pairs that Python counts in the time of an import
-SAMPLES = 2048  # queries, and keys of each, that very many pairs are estimated by
+_SAMPLES = 2048  # queries, and keys of each, that very many pairs are estimated by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +147,8 @@ class MaskRow:
         import numpy as np
 
         queries, keys = self.layout.queries, self.layout.keys
-        queries = queries[:: ceil(len(queries) / SAMPLES)]
-        keys = keys[:: ceil(len(keys) * len(queries) / SAMPLES**2)]
+        queries = queries[:: ceil(len(queries) / _SAMPLES)]
+        keys = keys[:: ceil(len(keys) * len(queries) / _SAMPLES**2)]
         places = np.asarray(queries), np.asarray(keys)
         return self.layout.rule(places[0][:, None], places[1]), *places
 

@@ -7,8 +7,9 @@ from math import ceil
 
 from llamacli.mask_kinds import WEIGHTS, Kind, explained
 from llamacli.mask_labels import fitted, spelled, text_width
-from llamacli.mask_picture import SAMPLES, MaskRow
+from llamacli.mask_picture import MaskRow
 
+MAX_WIDTH = 1024  # wider pictures than this nobody looks at, and they grow with its square
 _MAX_LABEL = 16
 _FRAME = 7  # lines around the cells: title, two of numbers, sum, two of legend, the shell's prompt
 _HALVES, _ASCII_HALVES = " ▄▀█", " .':"  # neither of two cells is visible, the lower, upper, both
@@ -20,7 +21,7 @@ class Paper:
     """What a picture is written on.
 
     Attributes:
-        width, height: columns and lines that it has; None is an endless roll.
+        width, height: columns and lines that it has; a height of None is an endless roll.
         color: ANSI escape codes are understood.
         ascii: nothing but ASCII is.
     """
@@ -48,7 +49,8 @@ class Paper:
 
     def has_room(self, columns: int, lines: int) -> bool:
         """Whether so many columns, and lines of cells, fit."""
-        return columns <= self.width and (self.height is None or lines <= self.height - _FRAME)
+        is_high_enough = self.height is None or lines <= self.height - _FRAME
+        return columns <= min(self.width, MAX_WIDTH) and is_high_enough
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +98,7 @@ def _choose_form(rows: Sequence[MaskRow], paper: Paper) -> _Form:
             return _Form(rows_a_line=2, label_width=label)
         if paper.has_room(number + keys, ceil(queries / 2)):
             return _Form(rows_a_line=2)
-    return _Form(block=_block(queries, keys, paper.width - number, paper.height))
+    return _Form(block=_block(queries, keys, min(paper.width, MAX_WIDTH) - number, paper.height))
 
 
 def _longest_label(rows: Sequence[MaskRow], paper: Paper) -> int:
@@ -106,7 +108,7 @@ def _longest_label(rows: Sequence[MaskRow], paper: Paper) -> int:
 
 def _block(queries: int, keys: int, columns: int, height: int | None) -> tuple[int, int]:
     """The smallest block whose cells fit; as characters are, twice as high as wide."""
-    across = ceil(keys / max(min(columns, SAMPLES // 2), 1))
+    across = ceil(keys / max(columns, 1))
     if height is not None:
         across = max(across, ceil(queries / (2 * max(height - _FRAME, 1))))
     return min(2 * across, queries), across
