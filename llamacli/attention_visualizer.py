@@ -54,7 +54,9 @@ class AttentionMaskVisualizer:
         texts = [text] if isinstance(text, str) else text
         self._rows = text_rows(texts, self._folder.tokenizer, MaskOptions(**options))
         sys.stdout.write(draw(self._rows, _paper()))
-        return torch.tensor([[row.mask()] for row in self._rows])
+        layouts = [row.layout for row in self._rows]
+        queries, keys = torch.tensor(layouts[0].queries)[:, None], torch.tensor(layouts[0].keys)
+        return torch.stack([layout.rule(queries, keys) for layout in layouts])[:, None]
 
     def _repr_html_(self) -> str:
         """The last picture, for a notebook."""
