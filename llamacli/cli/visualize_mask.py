@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llamacli.model_folder import ModelFolder
 
 SHORT_HELP = """\
-llamacli visualize-mask shows which tokens see which. There is no text yet; give it one:
+llamacli visualize-mask shows which tokens see which. Give it a text:
 
   llamacli visualize-mask "Plants create energy through a process known as"
   llamacli visualize-mask --tokens 12 --sliding-window 4
