@@ -73,11 +73,25 @@ _llamacli() {
         "quantize -o" | "quantize --output") _llamacli_files; return ;;
         "quantize --report") _llamacli_files; return ;;
         "quantize -t" | "quantize --threads") return ;;
+        "visualize-mask -m" | "visualize-mask --model") _llamacli_models; return ;;
+        "visualize-mask --revision") return ;;
+        "visualize-mask -f" | "visualize-mask --prompt-file") _llamacli_files; return ;;
+        "visualize-mask --tokens") return ;;
+        "visualize-mask --sliding-window") return ;;
+        "visualize-mask --padding") _llamacli_words "left right"; return ;;
+        "visualize-mask --prefix-length") return ;;
+        "visualize-mask --step") return ;;
+        "visualize-mask --static-cache") return ;;
+        "visualize-mask --layer") return ;;
+        "visualize-mask --head") return ;;
+        "visualize-mask -o" | "visualize-mask --output") _llamacli_files; return ;;
+        "visualize-mask --color") _llamacli_words "auto always never"; return ;;
     esac
     case "$command" in
-        "") _llamacli_words "run quantize --version --debug -h --help" ;;
+        "") _llamacli_words "run quantize visualize-mask --version --debug -h --help" ;;
         run) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline --device --dtype --quantize --activations -t --threads --cache-implementation --attn-implementation --lookup --check-tensors -f --prompt-file --lines --jsonl -0 --null --raw --system --prefill --chat-template --parse-special --truncate --batch-size -n --max-new-tokens --min-new-tokens --stop --ignore-eos --seed --greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram-size --logit-bias --num-samples --json --logprobs --stats --show-config --color -q --quiet --debug -h --help"; fi ;;
         quantize) if [[ $cur == -* ]]; then _llamacli_words "--revision --offline --bits --group-size --algorithm --skip --mixed --dequantize --evaluate --text --target-kl -o --output --force --dry-run --report -t --threads -q --quiet --debug -h --help"; else _llamacli_models; fi ;;
+        visualize-mask) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline -f --prompt-file --tokens --sliding-window --padding --packed --prefix-length --step --static-cache --attention --layer --head -o --output --json --ascii --color -q --quiet --debug -h --help"; fi ;;
     esac
 }
 

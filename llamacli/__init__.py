@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llamacli.attention_visualizer import (
+        AttentionMaskVisualizer as AttentionMaskVisualizer,
+    )
     from llamacli.cache import KVCache as KVCache
     from llamacli.config import LlamaConfig as LlamaConfig
     from llamacli.errors import (
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
+    "AttentionMaskVisualizer": "attention_visualizer",
     "KVCache": "cache",
     "LlamaConfig": "config",
     "ArtifactError": "errors",

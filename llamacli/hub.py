@@ -16,11 +16,10 @@ from llamacli.errors import (
 )
 
 # What a model needs: no pickles, and no weights twice (Meta's own files, or other formats).
-FILES = [
+WEIGHTS = ["model.safetensors.index.json", "*.safetensors"]
+SMALL_FILES = [
     "config.json",
     "generation_config.json",
-    "model.safetensors.index.json",
-    "*.safetensors",
     "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -28,6 +27,7 @@ FILES = [
     "added_tokens.json",
     "chat_template.jinja",
 ]
+FILES = [*SMALL_FILES, *WEIGHTS]
 NO_FILES = ["*/*", "consolidated*"]
 
 
@@ -39,7 +39,11 @@ class Snapshot(NamedTuple):
 
 
 def resolve(
-    model: str | os.PathLike[str], *, revision: str | None = None, offline: bool = False
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    weights: bool = True,
 ) -> Snapshot:
     """The local folder of a model: a hub name is downloaded if the cache does not have all of it.
 
@@ -49,6 +53,7 @@ def resolve(
         model: a folder, or a hub name such as "meta-llama/Llama-3.2-1B".
         revision: branch, tag or commit of a hub model.
         offline: never ask the network.
+        weights: without them only the small files are downloaded: config and tokenizer.
 
     Raises:
         NotFoundError: no such folder, repository or revision; or not cached while offline.
@@ -69,13 +74,13 @@ def resolve(
     if os.path.exists(name):
         raise RequestError(f"{printable(name)} is a file; a model is the folder around it")
     try:
-        path = Path(_snapshot(name, revision, offline))
+        path = Path(_snapshot(name, revision, offline, FILES if weights else SMALL_FILES))
     except Exception as problem:
         raise _translate(problem, name, revision) from problem
     return Snapshot(path, path.name)
 
 
-def _snapshot(repo_id: str, revision: str | None, offline: bool) -> str:
+def _snapshot(repo_id: str, revision: str | None, offline: bool, files: list[str]) -> str:
     # Read when the client is imported: it would tell the hub about this machine.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import get_cached_repo_tree, snapshot_download
@@ -85,7 +90,7 @@ def _snapshot(repo_id: str, revision: str | None, offline: bool) -> str:
         return snapshot_download(
             repo_id,
             revision=revision,
-            allow_patterns=FILES,
+            allow_patterns=files,
             ignore_patterns=NO_FILES,
             local_files_only=local_files_only,
         )

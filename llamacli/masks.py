@@ -16,6 +16,21 @@ def causal(query: Any, key: Any) -> Any:
     return key <= query
 
 
+def sliding_window(mask: Predicate, window: int) -> Predicate:
+    """Hide keys that are `window` positions back or more: a token sees so many, itself included."""
+    return lambda query, key: mask(query, key) & (query - key < window)
+
+
+def packed(mask: Predicate, document_of: Callable[[Any], Any]) -> Predicate:
+    """Hide the keys of other documents in the same row; `document_of` numbers a position's."""
+    return lambda query, key: mask(query, key) & (document_of(query) == document_of(key))
+
+
+def prefix_lm(mask: Predicate, in_prefix: Callable[[Any], Any]) -> Predicate:
+    """Show the prefix to every token, so its own tokens see each other in both directions."""
+    return lambda query, key: mask(query, key) | in_prefix(key)
+
+
 def padded(mask: Predicate, is_token: Callable[[Any], Any]) -> Predicate:
     """Hide keys that are padding.
 

@@ -16,11 +16,12 @@ import llamacli
 ROWS = [
     # what needs the standard library alone
     """errors json_files config request masks rope atomic context_window stop_strings lookup timings
-    generation_config""",
+    generation_config mask_kinds mask_labels mask_layout""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
     tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken stream_decoder prompts
-    template_worker logit_bias hub model_folder cpu_quota""",
+    template_worker logit_bias hub model_folder cpu_quota mask_picture mask_text mask_drawing
+    mask_svg mask_png mask_files""",
     # tensors
     """cache memory sampling quantization kernels kernels.native dense_linear quantized_linear
     kernels.decode_step weight_file torchao_format checkpoint_index checkpoint checkpoint_writer
@@ -28,11 +29,13 @@ ROWS = [
     "generation evaluation quantization_report",
     "loading",
     "model",
+    "attention_visualizer",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
     cli.options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results
     cli.run cli.progress cli.quantize_options cli.quantize_evaluation
-    cli.quantize_report cli.quantize cli.commands cli.completions cli.app __main__""",
+    cli.quantize_report cli.quantize cli.visualize_mask_options cli.visualize_mask
+    cli.commands cli.completions cli.app __main__""",
 ]
 ROW_OF = {f"llamacli.{name}": row for row, names in enumerate(ROWS) for name in names.split()}
 
@@ -42,6 +45,7 @@ ONLY_IN = {
     "rich": "llamacli.cli.",
     "huggingface_hub": "llamacli.hub",
     "jinja2": "llamacli.template_worker",
+    "PIL": "llamacli.mask_png",
     "transformers": "nobody",
     "torchao": "nobody",
     "accelerate": "nobody",

@@ -36,6 +36,12 @@ def err(world: Terminal) -> bytes:
     return world.stderr.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
+def test_without_a_terminal_stdout_is_80_columns_wide_or_as_the_variable_says() -> None:
+    assert terminal().stdout_size == (80, None)
+    assert terminal(COLUMNS="132").stdout_size == (132, None)
+    assert terminal(COLUMNS="0").stdout_size == terminal(COLUMNS="-1").stdout_size == (80, None)
+
+
 # --------------------------------------------------------------------------------- text on a stdout
 
 HARMLESS = "plain\ttext\n é 你好 🦙 👩‍👩‍👧 می‌خواهم [bold] [/x] :smile: https://x.y \xa0 \u3000"

@@ -130,6 +130,23 @@ def test_a_part_that_another_tool_left_in_the_cache_is_completed(
     assert sorted(file.name for file in path.iterdir()) == NEEDED
 
 
+def test_the_picture_of_a_mask_fetches_no_weights_and_run_fetches_them_later(
+    server: FakeHub, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "llamacli", "visualize-mask", "-m", "org/tiny", "The sun"]
+    env = settings(server.endpoint, tmp_path)
+    for _ in range(2):
+        done = subprocess.run(
+            command, env=env, capture_output=True, timeout=60, stdin=subprocess.DEVNULL
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        small = {path.rpartition("/")[2] for _, path in server.requests if "/resolve/" in path}
+        assert small in ({*NEEDED} - {"model.safetensors"}, set())
+        server.requests.clear()
+    path, _ = resolve(env, {"model": "org/tiny"})[0]
+    assert sorted(file.name for file in Path(path).iterdir()) == NEEDED
+
+
 # -------------------------------------------------------------------------------------- errors
 
 

@@ -8,6 +8,7 @@ import llamacli
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.quantize_options import QuantizeOptions
 from llamacli.cli.run_options import RunOptions
+from llamacli.cli.visualize_mask_options import VisualizeMaskOptions
 
 PACKAGE = Path(llamacli.__file__).parent
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -36,7 +37,7 @@ def test_every_module_is_on_the_map() -> None:
 
 
 def test_every_option_exists() -> None:
-    commands = (RunOptions, QuantizeOptions)
+    commands = (RunOptions, QuantizeOptions, VisualizeMaskOptions)
     options = {field.name for command in commands for field in dataclasses.fields(command)}
     written = {name.replace("-", "_") for name in re.findall(r"`?--([a-z][a-z-]+)", README)}
     assert written - {"write", "strict", "help"} <= options

@@ -10,6 +10,7 @@ from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.options import DebugOption
 from llamacli.cli.quantize import quantize
 from llamacli.cli.run import run
+from llamacli.cli.visualize_mask import visualize_mask
 
 HELP = """Run Llama models: text in, text out.
 
@@ -108,3 +109,4 @@ def llamacli(
 
 app.command("run", cls=Command)(run)
 app.command("quantize", cls=Command)(quantize)
+app.command("visualize-mask", cls=Command)(visualize_mask)

@@ -139,6 +139,18 @@ class Terminal:
         else:
             self.write(text)
 
+    def write_picture(self, text: str) -> None:
+        """Write text whose escape codes are llamacli's own, as it is."""
+        self._write(text, text)
+
+    @property
+    def stdout_size(self) -> tuple[int, int | None]:
+        """Columns and lines of stdout; without a terminal 80, or COLUMNS, and no end of lines."""
+        size = _terminal_size(self.stdout)
+        asked = self.environ.get("COLUMNS", "")
+        columns = int(asked) if asked.isdecimal() else 0
+        return columns or (size and size.columns) or 80, (size and size.lines) or None
+
     def _write(self, text: str, shown: str) -> None:
         self._erase_status()
         if text:  # before it is written: a signal may come as soon as it can be seen
@@ -187,7 +199,9 @@ class Terminal:
     def status(self, text: str) -> None:
         """Say on a terminal what is going on, until the next output; elsewhere say nothing."""
         if self.can_redraw:
-            self.write_stderr(f"{_ERASE_LINE}{_one_line(text)[: self._columns() - 1]}")
+            size = _terminal_size(self.stderr)
+            columns = (size and size.columns) or 80
+            self.write_stderr(f"{_ERASE_LINE}{_one_line(text)[: columns - 1]}")
             self._status_is_shown = True
 
     def end_line(self) -> None:
@@ -214,10 +228,11 @@ class Terminal:
             self._status_is_shown = False
             self.write_stderr(_ERASE_LINE)
 
-    def _columns(self) -> int:
-        with suppress(OSError):
-            return os.get_terminal_size(self.stderr.fileno()).columns or 80
-        return 80
+
+def _terminal_size(stream: BinaryIO) -> os.terminal_size | None:
+    with suppress(OSError):
+        return os.get_terminal_size(stream.fileno())
+    return None
 
 
 def _one_line(text: str) -> str:

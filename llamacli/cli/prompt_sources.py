@@ -18,12 +18,13 @@ _STDIN = "-"  # as the name of a file, or as an argument
 
 
 class Records(StrEnum):
-    """How the input is cut into prompts; the values are the options that ask for it."""
+    """How the input is cut into prompts; most values are the options that ask for it."""
 
     WHOLE = "whole"
     LINES = "lines"
     NULL = "null"
     JSONL = "jsonl"
+    LINES_OR_WHOLE = "lines or whole"  # lines of stdin and the file; without any, the arguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,8 @@ def collect_prompts(
     inputs = _read_inputs(terminal, prompt_file, _STDIN in arguments)
     words = " ".join(word for word in arguments if word != _STDIN)
     ending = terminal.decode(os.fsencode(words), "the prompt argument")
+    if records is Records.LINES_OR_WHOLE:
+        records = Records.LINES if inputs else Records.WHOLE
     if records is Records.WHOLE:
         parts = [_without_last_newline(text) for _, text in inputs] + [ending]
         found = [PromptRecord(prompt="\n".join(filter(None, parts)))]

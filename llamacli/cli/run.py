@@ -20,6 +20,7 @@ from llamacli.errors import LlamacliError
 if TYPE_CHECKING:
     from llamacli.cli.jobs import Job
     from llamacli.cli.results import Output, Result, RunFacts
+    from llamacli.cli.visualize_mask_options import VisualizeMaskOptions
     from llamacli.generation import TokenStream
     from llamacli.model import LlamaForCausalLM
     from llamacli.model_folder import ModelFolder
@@ -88,8 +89,10 @@ def generate_all(terminal: Terminal, options: RunOptions) -> None:
         terminal.tell(stats_table(results, facts))
 
 
-def open_folder(terminal: Terminal, options: RunOptions) -> "ModelFolder":
-    """Find the model, and read everything of it but the weights."""
+def open_folder(
+    terminal: Terminal, options: "RunOptions | VisualizeMaskOptions", *, weights: bool = True
+) -> "ModelFolder":
+    """Find the model, and read everything of it but the weights, if these are needed at all."""
     with terminal.importing():
         from llamacli import hub
         from llamacli.model_folder import DEMO_FOLDER, ModelFolder
@@ -97,9 +100,12 @@ def open_folder(terminal: Terminal, options: RunOptions) -> "ModelFolder":
         terminal.note("using the small demo model; -m MODEL names another")
     terminal.status("reading the model …")
     model = DEMO_FOLDER if options.model is None else options.model
-    snapshot = hub.resolve(model, revision=options.revision, offline=options.offline)
+    snapshot = hub.resolve(
+        model, revision=options.revision, offline=options.offline, weights=weights
+    )
     folder = ModelFolder.open(snapshot)
-    folder.read_ahead()  # import torch takes a second
+    if weights:
+        folder.read_ahead()  # import torch takes a second
     return folder
 
 

@@ -1,8 +1,10 @@
 """The command line of `run`: its options, what contradicts what, and who said what."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
@@ -12,6 +14,8 @@ from llamacli.cli.console import Color
 from llamacli.cli.prompt_sources import Records
 from llamacli.errors import RequestError
 from llamacli.request import SamplingParams
+
+OptionsT = TypeVar("OptionsT")
 
 _CONTRADICTIONS = (
     ("greedy", "temperature"),
@@ -109,28 +113,53 @@ def checked(ctx: typer.Context, options: RunOptions) -> RunOptions:
     Raises:
         RequestError: two options contradict each other, or a value is outside its range.
     """
-    for pair in _CONTRADICTIONS:
-        if not all(getattr(options, name) for name in pair):
+    options = without_contradictions(ctx, options, _CONTRADICTIONS)
+    asked = options.sampling() | {"seed": options.seed}
+    with named_by_option(ctx):
+        SamplingParams(**{name: value for name, value in asked.items() if value is not None})
+    return options
+
+
+def without_contradictions(
+    ctx: typer.Context, options: OptionsT, pairs: Iterable[tuple[str, str]]
+) -> OptionsT:
+    """The options of a command; a variable that contradicts an option gives way to it.
+
+    Raises:
+        RequestError: both of a pair are given, by two options or by two variables.
+    """
+    defaults = type(options)()
+    for pair in pairs:
+        values = [(getattr(options, name), getattr(defaults, name)) for name in pair]
+        if not all(value and value != default for value, default in values):
             continue
         variables = [name for name in pair if origin(ctx, name).startswith("LLAMACLI_")]
         if len(variables) != 1:
             one, other = (origin(ctx, name) for name in pair)
             raise RequestError(f"{one} and {other} contradict each other")
-        options = replace(options, **{variables[0]: getattr(RunOptions(), variables[0])})
-    asked = options.sampling() | {"seed": options.seed}
-    try:
-        SamplingParams(**{name: value for name, value in asked.items() if value is not None})
-    except RequestError as problem:
-        name, rest = str(problem).split(" ", 1)  # it begins with the name of the parameter
-        raise RequestError(f"{origin(ctx, name)} {rest}") from None
+        default = {variables[0]: getattr(defaults, variables[0])}
+        options = replace(options, **default)  # type: ignore[type-var]
     return options
 
 
+@contextmanager
+def named_by_option(ctx: typer.Context) -> Iterator[None]:
+    """Within it an error that begins with the name of a parameter begins with the option's."""
+    try:
+        yield
+    except RequestError as problem:
+        name, _, rest = str(problem).partition(" ")
+        if name not in ctx.params:
+            raise
+        raise RequestError(f"{origin(ctx, name)} {rest}", hint=problem.hint) from None
+
+
 def origin(ctx: typer.Context, name: str) -> str:
-    """The option or the environment variable that a value was given by, else "default"."""
+    """The option, argument or environment variable that gave a value, else "default"."""
     source = ctx.get_parameter_source(name)
     if source is None or source.name == "DEFAULT":
         return "default"
     if source.name == "ENVIRONMENT":
         return f"LLAMACLI_{name.upper()}"
-    return "--" + name.replace("_", "-")
+    (param,) = (param for param in ctx.command.params if param.name == name)
+    return str(param.metavar) if param.param_type_name == "argument" else max(param.opts, key=len)
