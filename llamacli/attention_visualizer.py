@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from llamacli import hub
-from llamacli.mask_drawing import draw as draw_shapes
-from llamacli.mask_layout import MaskOptions
-from llamacli.mask_picture import MaskRow, text_rows
-from llamacli.mask_svg import svg
-from llamacli.mask_text import Paper, draw
+from llamacli.mask_view.drawing import draw as draw_shapes
+from llamacli.mask_view.layout import MaskOptions
+from llamacli.mask_view.rows import MaskRow, text_rows
+from llamacli.mask_view.svg import svg
+from llamacli.mask_view.text import Paper, draw
 from llamacli.model import LlamaModel, eager_attention
 from llamacli.model_folder import ModelFolder
 

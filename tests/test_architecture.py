@@ -16,12 +16,12 @@ import llamacli
 ROWS = [
     # what needs the standard library alone
     """errors json_files config request masks rope atomic context_window stop_strings lookup timings
-    generation_config mask_kinds mask_labels mask_layout""",
+    generation_config mask_view mask_view.kinds mask_view.labels mask_view.layout""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
     tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken stream_decoder prompts
-    template_worker logit_bias hub model_folder cpu_quota mask_picture mask_text mask_drawing
-    mask_svg mask_png mask_files""",
+    template_worker logit_bias hub model_folder cpu_quota mask_view.rows mask_view.text
+    mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
     """cache memory sampling quantization kernels kernels.native dense_linear quantized_linear
     kernels.decode_step weight_file torchao_format checkpoint_index checkpoint checkpoint_writer
@@ -45,7 +45,7 @@ ONLY_IN = {
     "rich": "llamacli.cli.",
     "huggingface_hub": "llamacli.hub",
     "jinja2": "llamacli.template_worker",
-    "PIL": "llamacli.mask_png",
+    "PIL": "llamacli.mask_view.png",
     "transformers": "nobody",
     "torchao": "nobody",
     "accelerate": "nobody",

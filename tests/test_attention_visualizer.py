@@ -9,8 +9,8 @@ import torch
 from llamacli import AttentionMaskVisualizer
 from llamacli.attention_visualizer import attention_weights
 from llamacli.errors import NotFoundError, RequestError
-from llamacli.mask_layout import MaskOptions
-from llamacli.mask_picture import text_rows
+from llamacli.mask_view.layout import MaskOptions
+from llamacli.mask_view.rows import text_rows
 from llamacli.model_folder import DEMO_FOLDER
 from llamacli.tokenizer_fast import load_tokenizer
 from tests.tiny import random_ids, reference, twin

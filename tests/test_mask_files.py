@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from llamacli.errors import LocalIOError, RequestError
-from llamacli.mask_files import FORMATS, MAX_PAIRS, check_output, save
-from llamacli.mask_kinds import WEIGHTS, Kind
-from llamacli.mask_layout import MaskOptions, make_layouts
-from llamacli.mask_picture import MaskRow, text_rows, token_rows
+from llamacli.mask_view.files import FORMATS, MAX_PAIRS, check_output, save
+from llamacli.mask_view.kinds import WEIGHTS, Kind
+from llamacli.mask_view.layout import MaskOptions, make_layouts
+from llamacli.mask_view.rows import MaskRow, text_rows, token_rows
 from llamacli.model_folder import DEMO_FOLDER
 from llamacli.tokenizer_fast import load_tokenizer
 

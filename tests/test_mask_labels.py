@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, strategies as st
 from rich.cells import cell_len
 
-from llamacli.mask_labels import char_width, fitted, label, spelled, text_width
+from llamacli.mask_view.labels import char_width, fitted, label, spelled, text_width
 
 
 @pytest.mark.parametrize(

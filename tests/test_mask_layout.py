@@ -16,9 +16,9 @@ from transformers.masking_utils import (
 )
 
 from llamacli.errors import RequestError
-from llamacli.mask_kinds import Kind
-from llamacli.mask_layout import Layout, MaskOptions, make_layouts
-from llamacli.mask_picture import MaskRow
+from llamacli.mask_view.kinds import Kind
+from llamacli.mask_view.layout import Layout, MaskOptions, make_layouts
+from llamacli.mask_view.rows import MaskRow
 from llamacli.model import eager_attention, visible
 
 

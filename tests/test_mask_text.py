@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from llamacli.mask_labels import text_width
-from llamacli.mask_layout import MaskOptions, make_layouts
-from llamacli.mask_picture import MaskRow, token_rows
-from llamacli.mask_text import Paper, draw
+from llamacli.mask_view.labels import text_width
+from llamacli.mask_view.layout import MaskOptions, make_layouts
+from llamacli.mask_view.rows import MaskRow, token_rows
+from llamacli.mask_view.text import Paper, draw
 
 CAUSAL = """\
 causal mask

@@ -17,7 +17,7 @@ from llamacli.cli.visualize_mask_options import VisualizeMaskOptions, checked
 from llamacli.errors import RequestError, printable
 
 if TYPE_CHECKING:
-    from llamacli.mask_picture import MaskRow
+    from llamacli.mask_view.rows import MaskRow
     from llamacli.model_folder import ModelFolder
 
 SHORT_HELP = """\
@@ -49,7 +49,7 @@ def show_mask(ctx: typer.Context, options: VisualizeMaskOptions) -> None:
     if options.tokens is None and not has_text:
         terminal.tell(SHORT_HELP)
         raise typer.Exit(ExitCode.USAGE)
-    from llamacli.mask_picture import token_rows
+    from llamacli.mask_view.rows import token_rows
 
     facts: dict[str, Any] = {"model": None, "revision": None, "attention": None}
     with named_by_option(ctx):
@@ -64,7 +64,7 @@ def rows_of_text(
     terminal: Terminal, options: VisualizeMaskOptions, facts: dict[str, Any]
 ) -> "list[MaskRow]":
     """The rows that the texts make, with the model's weights if they are asked for."""
-    from llamacli.mask_picture import text_rows
+    from llamacli.mask_view.rows import text_rows
 
     records = collect_prompts(
         terminal, options.text or (), options.prompt_file, Records.LINES_OR_WHOLE
@@ -125,8 +125,8 @@ def write(
     facts: dict[str, Any],
 ) -> None:
     """The picture, JSON, or a file and its name."""
-    from llamacli.mask_files import save, to_json
-    from llamacli.mask_text import Paper, draw
+    from llamacli.mask_view.files import save, to_json
+    from llamacli.mask_view.text import Paper, draw
 
     if options.output is not None:
         save(options.output, rows, facts, "ascii" if options.ascii else "utf-8")

@@ -11,7 +11,7 @@ from llamacli.cli import options as opt
 from llamacli.cli.console import Color
 from llamacli.cli.run_options import named_by_option, origin, without_contradictions
 from llamacli.errors import RequestError, printable
-from llamacli.mask_layout import MaskOptions
+from llamacli.mask_view.layout import MaskOptions
 
 _TEXT, _MASK, _ATTENTION, _OUTPUT = "The text", "The mask", "Attention weights", "Output"
 
@@ -178,7 +178,7 @@ def checked(ctx: typer.Context, options: VisualizeMaskOptions) -> VisualizeMaskO
     with named_by_option(ctx):
         _ = options.mask, options.tokens is None or options.lengths
     if options.output is not None:
-        from llamacli.mask_files import check_output
+        from llamacli.mask_view.files import check_output
 
         check_output(options.output)
     return options

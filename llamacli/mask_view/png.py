@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from llamacli.errors import RequestError
-from llamacli.mask_drawing import Area, Drawing, Text
+from llamacli.mask_view.drawing import Area, Drawing, Text
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw

@@ -6,9 +6,9 @@ from itertools import groupby
 from math import ceil
 from typing import Literal
 
-from llamacli.mask_kinds import WEIGHTS, Kind, explained
-from llamacli.mask_labels import Charset, fitted, spelled, text_width
-from llamacli.mask_picture import Grid, MaskRow
+from llamacli.mask_view.kinds import WEIGHTS, Kind, explained
+from llamacli.mask_view.labels import Charset, fitted, spelled, text_width
+from llamacli.mask_view.rows import Grid, MaskRow
 
 Polygon = Sequence[tuple[float, float]]
 Anchor = Literal["start", "middle", "end"]

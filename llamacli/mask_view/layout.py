@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from llamacli import masks
 from llamacli.errors import RequestError
-from llamacli.mask_kinds import Kind
+from llamacli.mask_view.kinds import Kind
 
 MAX_TOKENS = 10**9  # in a row: 64 bits count its pairs
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from llamacli.atomic import atomic_write
 from llamacli.errors import LocalIOError, RequestError, printable
-from llamacli.mask_drawing import draw as draw_shapes
-from llamacli.mask_labels import Charset
-from llamacli.mask_picture import MaskRow
-from llamacli.mask_png import check_pillow, png
-from llamacli.mask_svg import html, svg
-from llamacli.mask_text import MAX_WIDTH, Paper, draw
+from llamacli.mask_view.drawing import draw as draw_shapes
+from llamacli.mask_view.labels import Charset
+from llamacli.mask_view.png import check_pillow, png
+from llamacli.mask_view.rows import MaskRow
+from llamacli.mask_view.svg import html, svg
+from llamacli.mask_view.text import MAX_WIDTH, Paper, draw
 
 SCHEMA_VERSION = 1
 MAX_PAIRS = 2**22  # in a file that holds each of them: 2,048 tokens

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import ceil
 
-from llamacli.mask_kinds import WEIGHTS, Kind, explained
-from llamacli.mask_labels import fitted, spelled, text_width
-from llamacli.mask_picture import MaskRow
+from llamacli.mask_view.kinds import WEIGHTS, Kind, explained
+from llamacli.mask_view.labels import fitted, spelled, text_width
+from llamacli.mask_view.rows import MaskRow
 
 MAX_WIDTH = 1024  # wider pictures than this nobody looks at, and they grow with its square
 _MAX_LABEL = 16

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from llamacli.mask_drawing import Area, Drawing, Hover, Polygon, Text
+from llamacli.mask_view.drawing import Area, Drawing, Hover, Polygon, Text
 
 _FONT = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from llamacli.mask_kinds import Kind, share_level, weight_level
-from llamacli.mask_labels import label
-from llamacli.mask_layout import Layout, MaskOptions, make_layouts
+from llamacli.mask_view.kinds import Kind, share_level, weight_level
+from llamacli.mask_view.labels import label
+from llamacli.mask_view.layout import Layout, MaskOptions, make_layouts
 from llamacli.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
