@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -376,6 +377,23 @@ def test_several_python_threads_call_at_once() -> None:
 
     with ThreadPoolExecutor(3) as pool:
         assert all(pool.map(call, range(300)))
+
+
+def libraries() -> str:
+    maps = Path("/proc/self/maps")
+    return maps.read_text() if maps.exists() else ""
+
+
+@pytest.mark.usefixtures("kernel_set", "threads")
+@pytest.mark.skipif("libgomp" not in libraries(), reason="torch has another OpenMP here")
+def test_the_threads_are_those_of_torch() -> None:
+    torch.set_num_threads(3)
+    random(512, 512) @ random(512, 512)
+    random(10**6).exp()
+    before = len(os.listdir("/proc/self/task"))
+    int4(100, 64).multiply(random(20, 64).bfloat16())
+    assert before >= 3
+    assert len(os.listdir("/proc/self/task")) == before
 
 
 @pytest.mark.usefixtures("kernel_set", "threads")

@@ -86,8 +86,10 @@ EXPORT const char *llamacli_name(void) {
 
 /* -------------------------------------------------------------------------------------- threads
  *
- * The caller is thread 0. The others wait for work: briefly awake, since the next call mostly
- * comes at once, then asleep.
+ * Jobs run on the threads of torch where these are GNU OpenMP's: they stay awake for a while after
+ * their work, and would be in the way of others. Elsewhere we have workers of our own. The caller
+ * is thread 0. The others wait for work: briefly awake, since the next call mostly comes at once,
+ * then asleep.
  */
 
 enum { AWAKE = 2000, MAX_THREADS = 256 };
@@ -106,6 +108,18 @@ static struct {
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER,
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER};
+
+/* Functions of GNU OpenMP, or null. */
+static struct {
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+    int (*thread)(void), (*threads)(void);
+} openmp;
+
+EXPORT void llamacli_share_threads(void *parallel, void *thread, void *threads) {
+    memcpy(&openmp.parallel, &parallel, sizeof parallel);
+    memcpy(&openmp.thread, &thread, sizeof thread);
+    memcpy(&openmp.threads, &threads, sizeof threads);
+}
 
 static inline void relax(int spins) {
     if (spins % 256 == 255) {
@@ -165,6 +179,7 @@ static void in_child(void) {
     pool.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     pool.wake = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
     pool.started = 0;
+    openmp.parallel = NULL; /* its threads are gone, too, and it does not know */
     after_fork();
 }
 
@@ -189,9 +204,13 @@ static void start_workers(int count) {
     }
 }
 
-/* Run a job on so many threads, and come back when all are through. */
-static void run(job *function, void *argument, int threads) {
-    pthread_mutex_lock(&pool.busy);
+static void shared_job(void *unused) {
+    (void)unused;
+    pool.run(openmp.thread(), openmp.threads(), pool.argument);
+}
+
+/* Run a job on our own workers. */
+static void run_here(job *function, void *argument, int threads) {
     start_workers(MIN(threads, MAX_THREADS) - 1);
     pool.run = function;
     pool.argument = argument;
@@ -207,6 +226,18 @@ static void run(job *function, void *argument, int threads) {
     if (pool.threads > 1)
         for (int spins = 0; atomic_load(&pool.done) < (unsigned)pool.started; spins++)
             relax(spins & 0xffff);
+}
+
+/* Run a job on so many threads, and come back when all are through. */
+static void run(job *function, void *argument, int threads) {
+    pthread_mutex_lock(&pool.busy);
+    if (openmp.parallel && threads > 1) {
+        pool.run = function;
+        pool.argument = argument;
+        openmp.parallel(shared_job, NULL, (unsigned)MIN(threads, MAX_THREADS), 0);
+    } else {
+        run_here(function, argument, threads);
+    }
     pthread_mutex_unlock(&pool.busy);
 }
 

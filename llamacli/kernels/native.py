@@ -9,8 +9,10 @@ import ctypes
 import importlib.util
 import os
 import sys
+from contextlib import suppress
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -143,7 +145,16 @@ def kernels() -> Any:
     if not library.llamacli_use(None if wanted is None else wanted.encode()):
         known = "portable, avx2, avx512, amx (as far as this CPU has them) or torch"
         raise RequestError(f"{VARIABLE} must be {known}, got {printable(wanted)}")
+    _share_threads(library)
     return library
+
+
+def _share_threads(library: Any) -> None:
+    """Let the kernels run on the threads of torch, where these are GNU OpenMP's."""
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    with suppress(OSError, AttributeError):  # another system, or another OpenMP
+        shared = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        library.llamacli_share_threads(*(ctypes.cast(shared[name], c_void_p) for name in names))
 
 
 def name() -> str:
