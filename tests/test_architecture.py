@@ -24,8 +24,9 @@ ROWS = [
     mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
     """cache memory sampling quantization kernels kernels.native dense_linear quantized_linear
-    kernels.decode_step weight_file torchao_format checkpoint_index checkpoint checkpoint_writer
-    load_into quantization_plan torchao_config conversion output_folder""",
+    kernels.long_prompts kernels.decode_step weight_file torchao_format checkpoint_index
+    checkpoint checkpoint_writer load_into quantization_plan torchao_config conversion
+    output_folder""",
     "generation evaluation quantization_report",
     "loading",
     "model",

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from llamacli import dense_linear
 from llamacli.cache import KVCache
 from llamacli.errors import RequestError
-from llamacli.kernels import decode_step
-from llamacli.kernels.decode_step import DecodeStep, FewRows, install
+from llamacli.kernels import decode_step, native
+from llamacli.kernels.decode_step import DecodeStep, FewRows, install, kernel_set
 from llamacli.kernels.native import MAX_ROWS
 from llamacli.model import LlamaForCausalLM
 from llamacli.model_folder import DEMO_FOLDER
@@ -76,6 +76,13 @@ def projections(model: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 def by_torch(model: LlamaForCausalLM, ids: Tensor, **options: Any) -> Tensor:
     """Logits with the same layers, but one after the other as model.py says."""
+    copied = copy.deepcopy(model)  # computes through torch
+    assert kernel_set(copied) == "torch"
+    return copied(ids, **options)
+
+
+def by_layers(model: LlamaForCausalLM, ids: Tensor, **options: Any) -> Tensor:
+    """Logits by the layers that this model has, whatever they compute with."""
     hidden = type(model.model).forward(model.model, ids, **options)
     return nn.Linear.forward(model.lm_head, hidden)
 
@@ -311,7 +318,7 @@ def test_a_changed_model_computes_with_what_it_has_now(
     with torch_calls(model) as calls:
         found = model(ids, cache=KVCache(2))
     assert calls == [4]
-    expected = by_torch(model, ids, cache=KVCache(2))
+    expected = by_layers(model, ids, cache=KVCache(2))
     assert (found - expected).norm() <= 0.01 * expected.norm()
     if change in (written, assigned, moved, norm_written, layer_replaced):
         assert (found - before).norm() > 0.1 * before.norm()
@@ -336,7 +343,7 @@ def test_what_does_not_fit_goes_through_torch(
     with torch_calls(model) as calls:
         found = model(ids, cache=KVCache(2), **options)
     assert calls == [shape[1]]
-    expected = by_torch(model, ids, cache=KVCache(2), **options)
+    expected = by_layers(model, ids, cache=KVCache(2), **options)
     assert (found - expected).norm() <= 0.01 * expected.norm()
 
 
@@ -490,3 +497,38 @@ def test_long_prompts_are_multiplied_in_float32_where_that_is_faster(
     found = model(ids).float()
     assert set(multiplied) == {torch.float32}
     assert_as_near(found, slow(ids).float(), exact(ids))
+
+
+# ----------------------------------------------------------------------------------------------
+# Long prompts
+
+
+@pytest.mark.usefixtures("kernel_set")
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 3, 40), (2, 600)])
+def test_norms_and_gates_are_nearer_to_float32_than_by_torch(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, up = (torch.randn(*shape, generator=generator).bfloat16() for _ in range(2))
+    weight = torch.rand(shape[-1], generator=generator)
+    norm = F.rms_norm(x.double(), shape[-1:], weight.double(), 1e-5)
+    assert_rounded(native.rms_norm(x, weight, 1e-5), norm)
+    gated = F.silu(x.double()) * up.double()
+    assert_rounded(native.silu_mul_(x.clone(), up), gated)
+    if x.dim() > 2:  # no multiple of a row apart
+        assert_rounded(native.rms_norm(x.transpose(0, 1), weight, 1e-5), norm.transpose(0, 1))
+
+
+def assert_rounded(found: Tensor, exact: Tensor) -> None:
+    """To the nearest bfloat16, or almost."""
+    assert (found.shape, found.dtype) == (exact.shape, torch.bfloat16)
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8 + 1e-5, atol=1e-30)
+
+
+@pytest.mark.usefixtures("kernel_set")
+def test_a_gate_that_is_watched_is_not_overwritten() -> None:
+    model, _ = build("plain")
+    seen: list[Tensor] = []
+    mlp = model.model.layers[0].mlp
+    mlp.gate_proj.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
+    x = torch.randn(1, 20, 32).bfloat16()
+    mlp(x)
+    assert torch.equal(seen[0], F.linear(x, mlp.gate_proj.weight))

@@ -4,7 +4,6 @@
 dtypes, masks with holes, gradients) goes on through torch.
 """
 
-from collections.abc import Callable
 from ctypes import byref, c_int64
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from llamacli.cache import KVCache
 from llamacli.dense_linear import BLOCK_ROWS, cpu_computes_bfloat16, multiply_blocks
+from llamacli.kernels.long_prompts import fuse, needs_grad, torch_forward
 from llamacli.kernels.native import MAX_ROWS, Layer, Matrix, Step, kernels, multiply, name
 from llamacli.quantized_linear import TiledLinear
 
@@ -38,6 +38,8 @@ def install(model: nn.Module) -> bool:
     if not _is_supported(base):
         return False
     base.forward = DecodeStep(base)
+    for layer in base.layers:
+        fuse(layer)
     if isinstance(head := getattr(model, "lm_head", None), nn.Linear):
         _install_few_rows(head)
     return True
@@ -83,7 +85,7 @@ class FewRows:
         """(…, K) → (…, N)."""
         weight = self.linear.weight
         is_plain = _is_plain(self.linear) and x.dtype == weight.dtype
-        if not is_plain or _needs_grad():
+        if not is_plain or needs_grad():
             return nn.Linear.forward(self.linear, x)
         if x.numel() > MAX_ROWS * x.shape[-1]:
             return self._many_rows(x)
@@ -99,16 +101,7 @@ class FewRows:
 
     def __reduce__(self) -> Any:
         """Copies of a layer compute through torch."""
-        return _torch_forward, (self.linear,)
-
-
-def _torch_forward(module: Any) -> Callable[..., Tensor]:
-    forward: Callable[..., Tensor] = type(module).forward.__get__(module)
-    return forward
-
-
-def _needs_grad() -> bool:
-    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        return torch_forward, (self.linear,)
 
 
 def _matrix(linear: Any, bias: Tensor | None) -> Matrix:
@@ -134,7 +127,7 @@ class DecodeStep:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._forward = _torch_forward(model)
+        self._forward = torch_forward(model)
         self._places = [
             (owner, name, value)
             for module in model.modules()
@@ -179,7 +172,7 @@ class DecodeStep:
         """The first position that each row sees; None where the native step does not fit."""
         if cache is None or input_ids.numel() > MAX_ROWS:
             return None
-        if self._model.training or _needs_grad():
+        if self._model.training or needs_grad():
             return None
         if attention_mask is None:
             return [0] * len(input_ids)
@@ -192,7 +185,7 @@ class DecodeStep:
 
     def __reduce__(self) -> Any:
         """Copies of a model compute through torch."""
-        return _torch_forward, (self._model,)
+        return torch_forward, (self._model,)
 
     def _layers_with(self, cache: KVCache, input_ids: Tensor) -> _CachedLayers | None:
         """The layers with this cache's keys and values; None if the model is not what it was.

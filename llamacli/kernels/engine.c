@@ -407,6 +407,55 @@ EXPORT void llamacli_unpack(const struct unpacking *unpacking, int threads) {
     run(unpack_job, (void *)unpacking, threads);
 }
 
+/* ------------------------------------------------------------- between products of long prompts */
+
+struct rows {
+    const bf16 *x, *up;  /* (M, N) */
+    const float *weight; /* (N) */
+    bf16 *out;           /* (M, N) */
+    int64_t count, size; /* M, N */
+    float eps;
+    float *wide;         /* (threads, N); our own */
+};
+
+static void norm_job(int thread, int threads, void *argument) {
+    const struct rows *r = argument;
+    float *wide = r->wide + thread * r->size;
+    int64_t end = share(r->count, thread + 1, threads);
+    for (int64_t row = share(r->count, thread, threads); row < end; row++) {
+        kernels->widen_row(r->x + row * r->size, r->size, wide);
+        kernels->rms_norm(wide, r->weight, r->eps, r->size, r->out + row * r->size);
+    }
+}
+
+/* out = x / rms(x) · weight; 0, or -1 where there is no memory. */
+EXPORT int llamacli_norm(struct rows *rows, int threads) {
+    rows->wide = malloc((size_t)(MIN(threads, MAX_THREADS) * rows->size) * sizeof(float));
+    if (rows->wide == NULL)
+        return -1;
+    run(norm_job, rows, threads);
+    free(rows->wide);
+    return 0;
+}
+
+static void gate_job(int thread, int threads, void *argument) {
+    enum { PIECE = 512 };
+    const struct rows *r = argument;
+    int64_t values = r->count * r->size, end = share(values, thread + 1, threads);
+    for (int64_t at = share(values, thread, threads); at < end; at += PIECE) {
+        int64_t count = MIN(end - at, PIECE);
+        float gate[PIECE], up[PIECE];
+        kernels->widen_row(r->x + at, count, gate);
+        kernels->widen_row(r->up + at, count, up);
+        kernels->silu_mul(gate, up, count, r->out + at);
+    }
+}
+
+/* out = silu(x) · up; out may be x. */
+EXPORT void llamacli_gate(const struct rows *rows, int threads) {
+    run(gate_job, (void *)rows, threads);
+}
+
 /* ---------------------------------------------------------------------------------- decode steps */
 
 struct layer {

@@ -89,6 +89,18 @@ class Unpacking(ctypes.Structure):
     )
 
 
+class Rows(ctypes.Structure):
+    """`struct rows` of engine.c."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "up", "weight", "out")),
+        ("count", c_int64),
+        ("size", c_int64),
+        ("eps", c_float),
+        ("wide", c_void_p),
+    )
+
+
 class Layer(ctypes.Structure):
     """`struct layer` of engine.c."""
 
@@ -139,6 +151,8 @@ def kernels() -> Any:
     library.llamacli_pack.argtypes = (POINTER(Packing), c_int)
     library.llamacli_multiply.argtypes = (POINTER(Product), c_int)
     library.llamacli_unpack.argtypes = (POINTER(Unpacking), c_int)
+    library.llamacli_norm.argtypes = (POINTER(Rows), c_int)
+    library.llamacli_gate.argtypes = (POINTER(Rows), c_int)
     library.llamacli_scratch.argtypes = (POINTER(Step), c_int)
     library.llamacli_scratch.restype = c_int64
     library.llamacli_step.argtypes = (POINTER(Step), c_int)
@@ -226,3 +240,22 @@ def unpack(matrix: Matrix, first_tile: int, last_tile: int) -> Tensor:
     unpacking = Unpacking(ctypes.pointer(matrix), out.data_ptr(), first_tile, last_tile)
     kernels().llamacli_unpack(byref(unpacking), torch.get_num_threads())
     return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) · weight: bfloat16 (…, N) and float32 (N) → bfloat16 (…, N)."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    count, size = x.numel() // x.shape[-1], x.shape[-1]
+    pointers = (x.data_ptr(), None, weight.data_ptr(), out.data_ptr())
+    if kernels().llamacli_norm(byref(Rows(*pointers, count, size, eps)), torch.get_num_threads()):
+        raise MemoryError
+    return out
+
+
+def silu_mul_(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up in the place of gate: contiguous bfloat16 (…, N), twice."""
+    pointers = (gate.data_ptr(), up.data_ptr(), None, gate.data_ptr())
+    rows = Rows(*pointers, gate.numel() // gate.shape[-1], gate.shape[-1])
+    kernels().llamacli_gate(byref(rows), torch.get_num_threads())
+    return gate
