@@ -117,7 +117,7 @@ def test_fault_061_a_prompt_that_fills_the_context_is_refused_or_cut(noise: Path
     long = "sun " * 200
     refused(run(noise, long), "the prompt has 202 tokens", "context 128", "--truncate left")
     for side in ("left", "right", "middle"):
-        done = run(noise, long, "--truncate", side, "-n", 8, "--json")
+        done = run(noise, long, "--truncate", side, "-n", 8, "--ignore-eos", "--json")
         assert done.err == (
             f"llamacli: note: the prompt is cut from 202 to 120 tokens (--truncate {side})\n"
         )
