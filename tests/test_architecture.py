@@ -16,11 +16,12 @@ import llamacli
 ROWS = [
     # what needs the standard library alone
     """errors json_files config request masks rope atomic context_window stop_strings lookup timings
-    generation_config""",
+    generation_config background part_file""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
     tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken stream_decoder prompts
-    template_worker logit_bias hub model_folder cpu_quota""",
+    template_worker logit_bias hub_settings hub_client hub_errors hub_listing hub_cache hub_verify
+    transfer download_target download hub model_folder cpu_quota""",
     # tensors
     """cache memory sampling quantization kernels kernels.native quantized_linear
     kernels.decode_step weight_file torchao_format checkpoint_index checkpoint checkpoint_writer
@@ -31,16 +32,18 @@ ROWS = [
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.options
     cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results cli.run
-    cli.progress cli.quantize_options cli.quantize_evaluation
+    cli.progress cli.download_options cli.download_progress cli.download_report cli.download
+    cli.quantize_options cli.quantize_evaluation
     cli.quantize_report cli.quantize cli.commands cli.completions cli.app __main__""",
 ]
 ROW_OF = {f"llamacli.{name}": row for row, names in enumerate(ROWS) for name in names.split()}
 
 # Third-party package → the modules that may know it.
-ONLY_IN = {
+ONLY_IN: dict[str, str | tuple[str, ...]] = {
     "typer": "llamacli.cli.",
     "rich": "llamacli.cli.",
-    "huggingface_hub": "llamacli.hub",
+    "huggingface_hub": ("llamacli.hub", "llamacli.download"),
+    "httpx2": "llamacli.hub",
     "jinja2": "llamacli.template_worker",
     "transformers": "nobody",
     "torchao": "nobody",

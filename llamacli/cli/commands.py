@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llamacli.cli import signals
+from llamacli.cli.download import download
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.options import DebugOption
 from llamacli.cli.quantize import quantize
@@ -107,4 +108,5 @@ def llamacli(
 
 
 app.command("run", cls=Command)(run)
+app.command("download", cls=Command)(download)
 app.command("quantize", cls=Command)(quantize)

@@ -151,6 +151,11 @@ class Terminal:
         except OSError as error:
             raise LocalIOError(f"cannot write to stdout: {error.strerror}") from error
 
+    @property
+    def stdout_columns(self) -> int:
+        """Where a table must be folded: the width of a terminal; a pipe has room for all."""
+        return _columns(self.stdout) if self.stdout_is_tty else 10_000
+
     # ----------------------------------------------------------------- stderr
 
     @property
@@ -187,7 +192,7 @@ class Terminal:
     def status(self, text: str) -> None:
         """Say on a terminal what is going on, until the next output; elsewhere say nothing."""
         if self.can_redraw:
-            self.write_stderr(f"{_ERASE_LINE}{_one_line(text)[: self._columns() - 1]}")
+            self.write_stderr(f"{_ERASE_LINE}{_one_line(text)[: _columns(self.stderr) - 1]}")
             self._status_is_shown = True
 
     def end_line(self) -> None:
@@ -214,10 +219,11 @@ class Terminal:
             self._status_is_shown = False
             self.write_stderr(_ERASE_LINE)
 
-    def _columns(self) -> int:
-        with suppress(OSError):
-            return os.get_terminal_size(self.stderr.fileno()).columns or 80
-        return 80
+
+def _columns(stream: BinaryIO) -> int:
+    with suppress(OSError):
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    return 80
 
 
 def _one_line(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from llamacli.cli.console import Terminal
+from llamacli.cli.download_progress import resolve_model
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.option_class import takes_options
 from llamacli.cli.options import CacheImplementation
@@ -91,13 +92,13 @@ def generate_all(terminal: Terminal, options: RunOptions) -> None:
 def open_folder(terminal: Terminal, options: RunOptions) -> "ModelFolder":
     """Find the model, and read everything of it but the weights."""
     with terminal.importing():
-        from llamacli import hub
         from llamacli.model_folder import DEMO_FOLDER, ModelFolder
     if options.model is None:
         terminal.note("using the small demo model; -m MODEL names another")
     terminal.status("reading the model …")
     model = DEMO_FOLDER if options.model is None else options.model
-    snapshot = hub.resolve(model, revision=options.revision, offline=options.offline)
+    snapshot = resolve_model(terminal, model, options.revision, offline=options.offline)
+    terminal.status("reading the model …")
     folder = ModelFolder.open(snapshot)
     folder.read_ahead()  # import torch takes a second
     return folder
