@@ -125,6 +125,8 @@ def fetch(plan: Plan, report: Report = ignore) -> Path:
         LlamacliError: see `hub.resolve`. What came is kept for the next time.
     """
     if plan.missing:
+        for file in plan.missing:
+            transfer.check_size(file)
         _check_space(plan)
         report(Progress(Step.BEGIN, plan.name, plan.nbytes))
         _with_client(lambda client: _fetch_all(client, plan), plan.name, plan.revision, report)

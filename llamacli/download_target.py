@@ -4,7 +4,6 @@ import logging
 import os
 import shutil
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from threading import Event
 
@@ -42,6 +41,7 @@ class CacheTarget:
     def __init__(self, model: CachedModel, commit: str) -> None:
         self._model, self._commit = model, commit
         self.folder = model.snapshot(commit)
+        self._has_links = True
 
     @property
     def existing_folder(self) -> Path:
@@ -90,7 +90,7 @@ class CacheTarget:
                 raise OSError("HF_HUB_DISABLE_SYMLINKS")
             temporary.symlink_to(os.path.relpath(blob, path.parent))
         except OSError:
-            _note_copies()
+            self._has_links = False
             blob.replace(path)
         else:
             temporary.replace(path)
@@ -98,13 +98,10 @@ class CacheTarget:
 
     def finish(self, revision: str) -> None:
         """Remember what the branch or tag is, where the cache can be written."""
+        if not self._has_links:
+            logger.warning("the cache has no symbolic links: each commit keeps files of its own")
         with suppress(OSError, LocalIOError):
             self._model.keep_ref(revision, self._commit)
-
-
-@cache
-def _note_copies() -> None:
-    logger.warning("the cache has no symbolic links: each commit keeps its files for itself")
 
 
 class FolderTarget:

@@ -32,7 +32,7 @@ class PartFile:
         self.validator: str | None = None
         self._changed = Condition()
         self._descriptor = os.open(path, flags, 0o666)
-        self._is_open = True
+        self._takes_marks = True
         self._pieces: list[tuple[int, int]] = []  # in order, apart from each other
         self._end = max(size, os.fstat(self._descriptor).st_size)  # of the journal
         self._load()
@@ -43,7 +43,7 @@ class PartFile:
     def __exit__(self, *_: object) -> None:
         with self._changed:  # a thread that nobody waits for may still come with a piece
             os.close(self._descriptor)
-            self._is_open = False
+            self._takes_marks = False
 
     def _load(self) -> None:
         journal = os.pread(self._descriptor, _MAX_JOURNAL_BYTES, self.size)
@@ -99,7 +99,7 @@ class PartFile:
     def mark(self, start: int, end: int) -> None:
         """Count a piece that was written."""
         with self._changed:
-            if self._is_open:
+            if self._takes_marks:
                 self._add(start, end)
                 self._journal(f"{start} {end}")
                 self._changed.notify_all()
@@ -120,7 +120,9 @@ class PartFile:
 
     def finish(self) -> None:
         """Cut the journal off and wait for the disk: the file may get its final name."""
-        os.ftruncate(self._descriptor, self.size)
+        with self._changed:
+            self._takes_marks = False
+            os.ftruncate(self._descriptor, self.size)
         os.fsync(self._descriptor)
 
 

@@ -27,6 +27,18 @@ class _OtherFile(Exception):
     """The server knows no ranges, or what it has now is not what it had before."""
 
 
+def check_size(file: HubFile) -> None:
+    """Refuse what the hub does not serve this way.
+
+    Raises:
+        NetworkError: the file is too large.
+    """
+    if file.size > MAX_FILE_BYTES:
+        size = f"{printable(file.path)} has {file.size / 1e9:.0f} GB"
+        hint = "hf download fetches it"
+        raise NetworkError(f"{size}, and the hub serves at most 50 this way", hint=hint)
+
+
 def present(file: HubFile, path: Path) -> int:
     """Bytes of a file that an earlier download left at `path`."""
     with suppress(OSError):
@@ -43,10 +55,6 @@ def fetch(client: HubClient, file: HubFile, url: str, path: Path) -> None:
         NetworkError: the bytes are wrong; they are deleted.
         Exception: a failure that stayed after all tries; what came is kept.
     """
-    if file.size > MAX_FILE_BYTES:
-        size = f"{printable(file.path)} has {file.size / 1e9:.0f} GB"
-        hint = "hf download fetches it"
-        raise NetworkError(f"{size}, and the hub serves at most 50 this way", hint=hint)
     resumed = present(file, path) > 0
     try:
         right = _fetch_pieces(client, file, url, path)

@@ -37,6 +37,7 @@ FAILURES: dict[str, tuple[int, dict[str, str]]] = {
     "limited": (429, {}),
     "limited-for-long": (429, {"Retry-After": "1000000000"}),
     "broken": (500, {}),
+    "force-pushed": (404, {"X-Error-Code": "RevisionNotFound"}),
     "portal": (200, {"Content-Type": "text/html"}),
 }
 # The same, for its files alone.
@@ -46,7 +47,7 @@ FILE_FAILURES: dict[str, tuple[int, dict[str, str]]] = {
     "gated-scope": (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": _FINE}),
     "lost": (404, {"X-Error-Code": "EntryNotFound"}),
 }
-# The same, for the first answer of each address.
+# The same, for the first answer.
 FIRST_FAILURES: dict[str, tuple[int, dict[str, str]]] = {
     "limited-once": (429, _SOON),
     "rate-limit-once": (429, _LIMIT),
@@ -131,6 +132,12 @@ class FakeHub:
         self.server = Server(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
 
+    def forget(self) -> None:
+        """Be as new."""
+        self.requests.clear()
+        self._times.clear()
+        self.lost = None
+
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """/api/models/ORG/NAME/revision|tree/REVISION, or /ORG/NAME/resolve/REVISION/FILE."""
         path = unquote(urlsplit(request.path).path)
@@ -140,15 +147,18 @@ class FakeHub:
             self.requests.append(asked)
             times = self._times[f"{request.command} {path}"]
             self._times[f"{request.command} {path}"] += 1
+            is_first = len(self.requests) == 1
         kind = "datasets" if path.startswith("/api/datasets") else "models"
         parts = path.removeprefix(f"/api/{kind}").split("/")[1:]
         org, name, action, revision, *rest = [*parts, "", "", "", ""] if len(parts) < 4 else parts
         failure = FAILURES.get(name)
-        if failure is None and times == 0:
+        if failure is None and is_first:
             failure = FIRST_FAILURES.get(name)
         if failure is None and action == "resolve":
             failure = FILE_FAILURES.get(name)
-        if name == "silent":
+        if request.command == "CONNECT":
+            reply(request, 407, b"", {})
+        elif name == "silent":
             self.over.wait()
         elif kind == "datasets" and name == "data-set":
             reply_json(request, {"id": f"{org}/{name}"})
@@ -253,9 +263,9 @@ def _cut_always(hub: FakeHub, answer: Answer) -> None:
 
 
 def _short(hub: FakeHub, answer: Answer) -> None:
-    size = str(len(answer.data) - 10)
+    size = str(len(answer.data) - 1)
     reply(
-        answer.request, answer.status, answer.data[:-10], answer.headers | {"Content-Length": size}
+        answer.request, answer.status, answer.data[:-1], answer.headers | {"Content-Length": size}
     )
 
 
