@@ -5,7 +5,6 @@ a timeout ends. They look at an event before they touch anything, and die with t
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from enum import StrEnum
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
@@ -73,7 +72,11 @@ def run_in_background(work: Callable[[Report, Event], T], report: Report = ignor
 
 
 class Crew:
-    """Threads that do `work` for each item, in order; the first failure sets `stop`."""
+    """Threads that do `work` for each item, in order; the first failure sets `stop`.
+
+    Attributes:
+        count: of the threads so far.
+    """
 
     def __init__(
         self, items: Iterable[T], work: Callable[[T], object], count: int, stop: Event
@@ -82,23 +85,30 @@ class Crew:
         for item in items:
             queue.put(item)
         self._ends: SimpleQueue[BaseException | None] = SimpleQueue()
-        self._count = min(count, queue.qsize())
+        self.count = 0
 
         def body() -> None:
             problem: BaseException | None = None
             try:
-                with suppress(Empty):
-                    while not stop.is_set():
-                        work(queue.get_nowait())
-                    problem = Stopped()
+                while not stop.is_set():
+                    work(queue.get_nowait())
+                problem = Stopped()
+            except Empty:
+                pass
             except BaseException as raised:
                 problem = raised
             self._ends.put(problem)
             if problem is not None:
                 stop.set()
 
-        for _ in range(self._count):
-            Thread(target=body, daemon=True).start()
+        self._body = body
+        for _ in range(min(count, queue.qsize())):
+            self.add()
+
+    def add(self) -> None:
+        """One thread more."""
+        self.count += 1
+        Thread(target=self._body, daemon=True).start()
 
     def join(self) -> None:
         """Wait until all is done, or one thread failed.
@@ -108,7 +118,7 @@ class Crew:
             Exception: the failure.
         """
         stopped: BaseException | None = None
-        for _ in range(self._count):
+        for _ in range(self.count):
             problem = self._ends.get()
             if isinstance(problem, Stopped):
                 stopped = problem  # there is another one that stopped it

@@ -35,8 +35,7 @@ class Plan:
         name: of the repository.
         revision: as asked for.
         choice: the wanted files.
-        missing: those of them that are not there yet.
-        present: bytes of the missing files that an earlier download left.
+        missing: those of them that are not there yet, with the bytes that an earlier try left.
     """
 
     name: str
@@ -44,13 +43,12 @@ class Plan:
     listing: Listing
     choice: Choice
     target: CacheTarget | FolderTarget
-    missing: tuple[HubFile, ...]
-    present: int
+    missing: dict[HubFile, int]
 
     @property
     def nbytes(self) -> int:
         """Bytes to fetch."""
-        return sum(file.size for file in self.missing) - self.present
+        return sum(file.size - present for file, present in self.missing.items())
 
     @property
     def free(self) -> int:
@@ -92,9 +90,9 @@ def make_plan(
             if folder is None
             else FolderTarget(folder, client.report, client.stop)
         )
-        missing = tuple(file for file in choice.wanted if not target.has(file))
-        present = sum(transfer.present(file, target.part(file)) for file in missing)
-        return Plan(name, revision, listing, choice, target, missing, present)
+        missing = [file for file in choice.wanted if not target.has(file)]
+        present = {file: transfer.present(file, target.part(file)) for file in missing}
+        return Plan(name, revision, listing, choice, target, present)
 
     return _with_client(work, name, revision, report)
 

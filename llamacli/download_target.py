@@ -46,7 +46,7 @@ class CacheTarget:
     @property
     def existing_folder(self) -> Path:
         """Whose disk takes the files."""
-        return _nearest_folder(self._model.folder)
+        return _nearest_folder(self._model.folder.parent)
 
     def has(self, file: HubFile) -> bool:
         """Whether the file is there."""

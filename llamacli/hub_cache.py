@@ -29,7 +29,8 @@ from llamacli.hub_listing import (
 from llamacli.hub_settings import constants
 from llamacli.json_files import read_json_object
 
-_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# As huggingface_hub's validate_repo_id, which takes a while to import.
+_NAME = re.compile(r"(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

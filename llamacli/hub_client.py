@@ -204,8 +204,9 @@ def wait_asked_for(response: "Response | None") -> float | None:
 
 
 def _reason(problem: Exception) -> str:
-    response = getattr(problem, "response", None)
-    return str(problem) or type(problem).__name__ if response is None else str(response.status_code)
+    if (response := getattr(problem, "response", None)) is not None:
+        return f"HTTP {response.status_code}"
+    return str(problem) or type(problem).__name__
 
 
 def _chunks(response: "Response", limit: int, timeout_s: float) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from llamacli.background import Crew, Progress, Step
@@ -15,12 +16,14 @@ from llamacli.part_file import PartFile, Writer
 if TYPE_CHECKING:
     from httpx2 import Response
 
-CONNECTIONS = 4  # for one file
+CONNECTIONS = 4  # for one file, at most
+FAST = 100_000_000  # bytes per second, beyond which a connection needs no other beside it
 PIECE_BYTES = 64_000_000  # of one request
 MAX_FILE_BYTES = 50_000_000_000  # the hub serves larger ones through Xet only
 _ENOUGH_BYTES = 100_000  # a connection that brought so many was of use
 _SYNC_BYTES = 256_000_000
 _READ_BYTES = 1 << 20
+_LOOK_S = 0.5
 
 
 class _OtherFile(Exception):
@@ -96,8 +99,9 @@ def _fetch_pieces(client: HubClient, file: HubFile, url: str, path: Path) -> boo
             except _OtherFile:
                 other.set()
 
-        crew = Crew(part.missing(PIECE_BYTES), fetch_piece, CONNECTIONS, client.stop)
-        digest = _hash_as_it_comes(client, file, part, other)
+        pieces = part.missing(PIECE_BYTES)
+        crew = Crew(pieces, fetch_piece, 1, client.stop)
+        digest = _hash_as_it_comes(client, file, part, crew, other)
         crew.join()
         if other.is_set():
             raise _OtherFile
@@ -157,10 +161,16 @@ def _is_out_of_range(problem: Exception) -> bool:
     return response is not None and response.status_code == 416
 
 
-def _hash_as_it_comes(client: HubClient, file: HubFile, part: PartFile, other: Event) -> str:
-    """The hash of the whole; it ends early where the whole is not going to come."""
+def _hash_as_it_comes(
+    client: HubClient, file: HubFile, part: PartFile, crew: Crew, other: Event
+) -> str:
+    """The hash of the whole; it ends early where the whole is not going to come.
+
+    Meanwhile connections are added until the server is fast, or they are many.
+    """
     found, position, synced = hasher(file.etag, file.size), 0, 0
     buffer = bytearray(_READ_BYTES)
+    looked, seen = monotonic(), part.present
     while position < file.size and not (client.stop.is_set() or other.is_set()):
         count = part.read_front(buffer, position, timeout_s=0.1)
         found.update(memoryview(buffer)[:count])
@@ -170,6 +180,10 @@ def _hash_as_it_comes(client: HubClient, file: HubFile, part: PartFile, other: E
         if position - synced >= _SYNC_BYTES:  # or all would have to wait for the disk in the end
             part.sync()
             synced = position
+        if (passed := monotonic() - looked) >= _LOOK_S:
+            if part.present - seen < FAST * passed * crew.count and crew.count < CONNECTIONS:
+                crew.add()
+            looked, seen = monotonic(), part.present
     return found.hexdigest()
 
 

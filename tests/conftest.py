@@ -20,6 +20,7 @@ if GUARD not in sys.path:
     sys.modules.pop("sitecustomize", None)
     import sitecustomize  # noqa: F401
 
+os.environ["HF_HUB_OFFLINE"] = "1"
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -31,12 +32,11 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread_and_no_hub() -> None:
-    """Tests share two cores, and must pass without any network."""
+def _one_thread() -> None:
+    """Tests share two cores."""
     import torch
 
     torch.set_num_threads(1)
-    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -168,7 +169,8 @@ class FakeHub:
             reply(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         elif action == "revision":
             sha = f"{times:040x}" if name == "moving" else SHA
-            info: object = {"id": f"{org}/{name}", "sha": sha, "siblings": []}
+            siblings = [{"rfilename": entry["path"]} for entry in map(self.entry, self.files())]
+            info: object = {"id": f"{org}/{name}", "sha": sha, "siblings": siblings}
             reply_json(request, ["another", "shape"] if name == "other-shape" else info)
         elif action == "tree":
             self.send_tree(request, name)
@@ -345,14 +347,21 @@ FAULTS: dict[str, Callable[[FakeHub, Answer], None]] = {
 }
 
 
-def git_hash(file: Path) -> str:
+@cache
+def _hash(name: str, file: Path, mtime: int) -> str:
     data = file.read_bytes()
+    if name == "sha256":
+        return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def git_hash(file: Path) -> str:
+    return _hash("git", file, file.stat().st_mtime_ns)
 
 
 def etag(file: Path) -> str:
     is_large = file.name.endswith(LARGE)
-    return hashlib.sha256(file.read_bytes()).hexdigest() if is_large else git_hash(file)
+    return _hash("sha256" if is_large else "git", file, file.stat().st_mtime_ns)
 
 
 def start(request: BaseHTTPRequestHandler, status: int, headers: dict[str, str]) -> None:

@@ -161,7 +161,7 @@ def test_fault_088_the_program_waits_as_long_as_it_is_asked_to_and_says_so(
 ) -> None:
     done = place.download(f"org/{name}")
     assert done.code == 0
-    assert "llamacli: 429: next try in 1 s\n" in done.err
+    assert "llamacli: HTTP 429: next try in 1 s\n" in done.err
     assert is_whole(place, f"org/{name}", repository)
 
 

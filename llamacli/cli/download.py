@@ -64,7 +64,7 @@ def download_files(terminal: Terminal, options: DownloadOptions, name: str) -> N
         if options.dry_run:
             terminal.write(download_report.plan_text(terminal, plan, as_json=options.json))
             return
-        if note := download_report.skipped_note(plan):
+        if plan.missing and (note := download_report.skipped_note(plan)):
             terminal.note(note)
         path = fetch(plan, display)
     write_path(terminal, options, name, path, plan.nbytes)

@@ -52,14 +52,12 @@ def _json(facts: Mapping[str, Any]) -> str:
 def skipped_note(plan: "Plan") -> str:
     """What was left aside, and how much that saves; empty if nothing was."""
     skipped = plan.choice.skipped
-    if not skipped:
-        return ""
-    parts = [f"{size(_sum(files))} {reason}" for reason, files in skipped.items()]
+    largest = sorted(skipped, key=lambda reason: -_sum(skipped[reason]))
+    parts = [f"{reason} ({size(_sum(skipped[reason]))})" for reason in largest]
     count = sum(map(len, skipped.values()))
-    files = "file" if count == 1 else "files"
-    return (
-        f"{count:,} {files} skipped, {size(plan.choice.skipped_nbytes)} saved: {', '.join(parts)}"
-    )
+    files = f"{count:,} {'file' if count == 1 else 'files'}"
+    saved = size(plan.choice.skipped_nbytes)
+    return f"{files} skipped, {saved} saved: {', '.join(parts)}" if parts else ""
 
 
 def _sum(files: Iterable["HubFile"]) -> int:
@@ -68,12 +66,11 @@ def _sum(files: Iterable["HubFile"]) -> int:
 
 def plan_text(terminal: Terminal, plan: "Plan", *, as_json: bool) -> str:
     """The files, what is there of them, and whether all fits."""
-    missing, weights, memory = {*plan.missing}, _weights(plan), available_memory()
     if as_json:
         return _json(_plan_facts(plan))
+    weights, memory = _weights(plan), available_memory()
     rows = [
-        (printable(file.path), size(file.size), "" if file in missing else "there")
-        for file in plan.choice.wanted
+        (printable(file.path), size(file.size), _there(plan, file)) for file in plan.choice.wanted
     ]
     skipped = [
         f"skipped: {len(files):,} × {reason}, {size(_sum(files))}"
@@ -90,6 +87,11 @@ def plan_text(terminal: Terminal, plan: "Plan", *, as_json: bool) -> str:
     return "\n".join([*lines, body, *skipped, *facts]) + "\n"
 
 
+def _there(plan: "Plan", file: "HubFile") -> str:
+    present = plan.missing.get(file, file.size)
+    return "there" if file not in plan.missing else f"{size(present)} there" if present else ""
+
+
 def _weights(plan: "Plan") -> int:
     return _sum(file for file in plan.choice.wanted if file.path.endswith(".safetensors"))
 
@@ -99,13 +101,18 @@ def _fits(needed: int, free: int) -> str:
 
 
 def _plan_facts(plan: "Plan") -> dict[str, Any]:
-    missing, memory = {*plan.missing}, available_memory()
+    memory = available_memory()
     return {
         "repo": plan.name,
         "revision": plan.listing.commit,
         "path": str(plan.target.folder),
         "files": [
-            {"path": file.path, "size": file.size, "hash": file.etag, "there": file not in missing}
+            {
+                "path": file.path,
+                "size": file.size,
+                "hash": file.etag,
+                "bytes_there": plan.missing.get(file, file.size),
+            }
             for file in plan.choice.wanted
         ],
         "skipped": [
