@@ -76,7 +76,6 @@ class CacheTarget:
         """Give a whole file its name."""
         blob = self._model.blob(file)
         part.replace(blob)
-        sync(blob.parent)
         self._link(file, blob)
 
     def _link(self, file: HubFile, blob: Path) -> None:
@@ -94,13 +93,14 @@ class CacheTarget:
             blob.replace(path)
         else:
             temporary.replace(path)
-        sync(path.parent)
 
     def finish(self, revision: str) -> None:
         """Remember what the branch or tag is, where the cache can be written."""
         if not self._has_links:
             logger.warning("the cache has no symbolic links: each commit keeps files of its own")
         with suppress(OSError, LocalIOError):
+            sync(self._model.folder / "blobs")
+            sync(self.folder)
             self._model.keep_ref(revision, self._commit)
 
 
@@ -164,8 +164,8 @@ class FolderTarget:
         if not self.has(file):  # a link may have come meanwhile
             path.parent.mkdir(parents=True, exist_ok=True)
             part.replace(path)
-            sync(path.parent)
 
     def finish(self, revision: str) -> None:
         """Leave nothing but the files."""
+        sync(self.folder)
         shutil.rmtree(self.folder / ".llamacli", ignore_errors=True)

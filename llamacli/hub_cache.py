@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from llamacli.atomic import atomic_write
-from llamacli.errors import ArtifactError, LlamacliError, NotFoundError, printable
+from llamacli.errors import ArtifactError, LlamacliError, LocalIOError, NotFoundError, printable
 from llamacli.hub_listing import (
     INDEX,
     SINGLE,
@@ -153,24 +153,24 @@ class CachedModel:
 
         Raises:
             NotFoundError: there is nothing.
+            LocalIOError: the disk refuses.
         """
         if not self.folder.is_dir():
             raise NotFoundError(f"{self.name} is not in the cache", hint="llamacli download --list")
-        from huggingface_hub import scan_cache_dir
+        from huggingface_hub import DeleteCacheStrategy
 
-        found = scan_cache_dir(self.folder.parent)
-        commits = [
-            revision.commit_hash
-            for repo in found.repos
-            if repo.repo_path == self.folder
-            for revision in repo.revisions
-        ]
-        if commits:
-            found.delete_revisions(*commits).execute()
-        shutil.rmtree(self.folder, ignore_errors=True)  # what a scan does not know
+        # By folder: other repositories may have the same commits.
+        DeleteCacheStrategy(
+            expected_freed_size=0,
+            blobs=frozenset(),
+            refs=frozenset(),
+            repos=frozenset({self.folder}),
+            snapshots=frozenset(),
+            cache_dir=self.folder.parent,
+        ).execute()
         shutil.rmtree(self.folder.parent / ".locks" / self.folder.name, ignore_errors=True)
         if self.folder.exists():
-            raise PermissionError(1, "it cannot be removed", str(self.folder))
+            raise LocalIOError(f"cannot remove {printable(self.folder)}")
 
 
 def cached_models() -> Iterator[CachedModel]:

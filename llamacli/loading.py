@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from llamacli import hub
 from llamacli.atomic import atomic_write_all
+from llamacli.background import Report, ignore
 from llamacli.checkpoint import (
     MAX_SHARD_BYTES,
     Checkpoint,
@@ -65,6 +66,7 @@ class PreTrainedModel(nn.Module):
         device: str | torch.device = "auto",
         attn_implementation: str = "sdpa",
         quantization_config: object = None,
+        report: Report = ignore,
     ) -> Self:
         """Read a model from a folder or the hub.
 
@@ -76,12 +78,13 @@ class PreTrainedModel(nn.Module):
             device: "auto" is the first of CUDA, XPU, MPS and CPU that this machine has.
             attn_implementation: "sdpa" or "eager".
             quantization_config: a TorchAoConfig; the weights are quantized while they are read.
+            report: is called with each step of a download.
 
         Raises:
             LlamacliError: see `hub.resolve`, `LlamaConfig`, `checkpoint.open_checkpoint`,
                 `torchao_config.recipe_of`, `plan_quantization`.
         """
-        folder = hub.resolve(model, revision=revision).path
+        folder = hub.resolve(model, revision=revision, report=report).path
         config = read_config(folder)
         loaded = load_model(
             cls,

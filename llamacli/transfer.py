@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from llamacli.background import Crew, Progress, Step
 from llamacli.errors import NetworkError, printable
@@ -24,6 +24,7 @@ _ENOUGH_BYTES = 100_000  # a connection that brought so many was of use
 _SYNC_BYTES = 256_000_000
 _READ_BYTES = 1 << 20
 _LOOK_S = 0.5
+_MOMENT_S = 0.05
 
 
 class _OtherFile(Exception):
@@ -75,6 +76,27 @@ def fetch(client: HubClient, file: HubFile, url: str, path: Path) -> None:
         )
 
 
+class _Tally:
+    """Reports the bytes that came, together those of a moment: over TLS they come in 16 kB."""
+
+    def __init__(self, client: HubClient, file: HubFile) -> None:
+        self._client, self._file = client, file
+        self._bytes, self._reported = 0, monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.report(Progress(Step.BYTES, self._file.path, self._bytes))
+
+    def add(self, nbytes: int) -> None:
+        """Some came."""
+        self._bytes += nbytes
+        if monotonic() - self._reported >= _MOMENT_S:
+            self.__exit__()
+            self._bytes, self._reported = 0, monotonic()
+
+
 def _discard(client: HubClient, file: HubFile, path: Path) -> None:
     client.report(Progress(Step.BYTES, file.path, -present(file, path)))
     path.unlink(missing_ok=True)
@@ -123,12 +145,16 @@ def _fetch_piece(
     while position < end and not other.is_set():
         start = position
         try:
-            with client.open(url, _range(part, start, end)) as response, Writer(part, start) as out:
+            with (
+                client.open(url, _range(part, start, end)) as response,
+                Writer(part, start) as out,
+                _Tally(client, file) as tally,
+            ):
                 _check(response, part, start, end)
                 for chunk in client.body(response, end - start):
                     out.write(chunk)
                     position = out.position
-                    client.report(Progress(Step.BYTES, file.path, len(chunk)))
+                    tally.add(len(chunk))
                     if other.is_set():
                         return
             if position < end:
@@ -198,11 +224,11 @@ def _fetch_whole(client: HubClient, file: HubFile, url: str, path: Path) -> bool
         found = hasher(file.etag, file.size)
         try:
             with PartFile(path, file.size) as part, Writer(part, 0) as out:
-                with client.open(url) as response:
+                with client.open(url) as response, _Tally(client, file) as tally:
                     for chunk in client.body(response, file.size):
                         out.write(chunk)
                         found.update(chunk)
-                        client.report(Progress(Step.BYTES, file.path, len(chunk)))
+                        tally.add(len(chunk))
                 if out.position < file.size:
                     raise CutShort("the body is shorter than it should be")
                 part.finish()

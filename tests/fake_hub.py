@@ -76,6 +76,7 @@ class Request(NamedTuple):
     method: str
     path: str
     range: str | None
+    condition: str | None
     has_token: bool
 
 
@@ -99,6 +100,7 @@ class FakeHub:
         lost: path of a file that is listed, but cannot be had.
         elsewhere: address of another server, to which org/redirected sends its files.
         pause_s: between pieces of 64 kB of org/slow.
+        most_at_once: files of org/slow that were sent together.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,6 +109,7 @@ class FakeHub:
         self.lost: str | None = None
         self.elsewhere = ""
         self.pause_s = 0.02
+        self.at_once = self.most_at_once = 0
         self.over = Event()
         self._times: Counter[str] = Counter()
         self._lock = Lock()
@@ -143,7 +146,8 @@ class FakeHub:
         """/api/models/ORG/NAME/revision|tree/REVISION, or /ORG/NAME/resolve/REVISION/FILE."""
         path = unquote(urlsplit(request.path).path)
         token = request.headers["Authorization"] is not None
-        asked = Request(request.command, path, request.headers["Range"], token)
+        range, condition = request.headers["Range"], request.headers["If-Range"]
+        asked = Request(request.command, path, range, condition, token)
         with self._lock:
             self.requests.append(asked)
             times = self._times[f"{request.command} {path}"]
@@ -322,11 +326,14 @@ def _drip(hub: FakeHub, answer: Answer) -> None:
 
 
 def _slow(hub: FakeHub, answer: Answer) -> None:
+    hub.at_once += 1
+    hub.most_at_once = max(hub.most_at_once, hub.at_once)
     start(answer.request, answer.status, answer.headers)
     for position in range(0, len(answer.data), 1 << 16):
         answer.request.wfile.write(answer.data[position : position + (1 << 16)])
         answer.request.wfile.flush()
         time.sleep(hub.pause_s)
+    hub.at_once -= 1
 
 
 FAULTS: dict[str, Callable[[FakeHub, Answer], None]] = {
