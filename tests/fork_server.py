@@ -21,7 +21,7 @@ QUANTIZING = """
 """
 DOWNLOADING = """
     llamacli.cli.commands llamacli.cli.download_report llamacli.hub huggingface_hub.file_download
-    httpcore2 rich.progress rich.table rich.live
+    httpcore2 pydantic.types rich.progress rich.table rich.live
 """
 
 
