@@ -128,7 +128,7 @@ def fetch(plan: Plan, report: Report = ignore) -> Path:
         _check_space(plan)
         report(Progress(Step.BEGIN, plan.name, plan.nbytes))
         _with_client(lambda client: _fetch_all(client, plan), plan.name, plan.revision, report)
-    plan.target.finish(plan.revision)
+    plan.target.finish(plan.revision, plan.listing)
     return plan.target.folder
 
 
@@ -164,8 +164,6 @@ def _fetch_all(client: HubClient, plan: Plan) -> None:
 
 
 def _fetch(client: HubClient, plan: Plan, file: HubFile) -> None:
-    from huggingface_hub import hf_hub_url
-
     target = plan.target
     with _locked(client, file, target.lock(file)) as is_ours:
         part = target.part(file, is_ours=is_ours)
@@ -175,7 +173,7 @@ def _fetch(client: HubClient, plan: Plan, file: HubFile) -> None:
         else:
             client.report(Progress(Step.FILE, file.path, file.size - before))
             part.parent.mkdir(parents=True, exist_ok=True)
-            url = hf_hub_url(plan.name, file.path, revision=plan.listing.commit)
+            url = client.file_url(plan.name, plan.listing.commit, file.path)
             try:
                 transfer.fetch(client, file, url, part)
                 target.publish(file, part)

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
@@ -55,8 +56,8 @@ class CacheTarget:
     def take(self, file: HubFile) -> bool:
         """Use what other commits, or other processes, brought; whether there is such."""
         blob = self._model.blob(file)
-        if blob.is_file() and blob.stat().st_size == file.size and not self.has(file):
-            self._link(file, blob)
+        if not self.has(file) and blob.is_file() and blob.stat().st_size == file.size:
+            self._link(file, blob, shutil.copyfile)
         return self.has(file)
 
     def lock(self, file: HubFile) -> Path:
@@ -76,10 +77,10 @@ class CacheTarget:
         """Give a whole file its name."""
         blob = self._model.blob(file)
         part.replace(blob)
-        self._link(file, blob)
+        self._link(file, blob, os.replace)
 
-    def _link(self, file: HubFile, blob: Path) -> None:
-        """A link that moves with the cache, or the file itself where there are no links."""
+    def _link(self, file: HubFile, blob: Path, otherwise: Callable[[Path, Path], object]) -> None:
+        """A link that moves with the cache; `otherwise` where there are no links."""
         path = self.folder / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -90,17 +91,18 @@ class CacheTarget:
             temporary.symlink_to(os.path.relpath(blob, path.parent))
         except OSError:
             self._has_links = False
-            blob.replace(path)
-        else:
-            temporary.replace(path)
+            otherwise(blob, temporary)
+        temporary.replace(path)
 
-    def finish(self, revision: str) -> None:
+    def finish(self, revision: str, listing: Listing) -> None:
         """Remember what the branch or tag is, where the cache can be written."""
         if not self._has_links:
             logger.warning("the cache has no symbolic links: each commit keeps files of its own")
         with suppress(OSError, LocalIOError):
             sync(self._model.folder / "blobs")
             sync(self.folder)
+            if self._model.listing(self._commit) is None:  # another tool fetched the files
+                self._model.keep_listing(listing)
             self._model.keep_ref(revision, self._commit)
 
 
@@ -165,7 +167,7 @@ class FolderTarget:
             path.parent.mkdir(parents=True, exist_ok=True)
             part.replace(path)
 
-    def finish(self, revision: str) -> None:
+    def finish(self, revision: str, listing: Listing) -> None:
         """Leave nothing but the files."""
         sync(self.folder)
         shutil.rmtree(self.folder / ".llamacli", ignore_errors=True)

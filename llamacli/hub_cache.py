@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from llamacli.atomic import atomic_write
+from llamacli.atomic import atomic_write, sync
 from llamacli.errors import ArtifactError, LlamacliError, LocalIOError, NotFoundError, printable
 from llamacli.hub_listing import (
     INDEX,
@@ -87,10 +87,11 @@ class CachedModel:
     def keep_ref(self, revision: str, commit: str) -> None:
         """Remember the commit of a branch or tag."""
         if revision != commit and self.commit(revision) != commit:
-            path = self._ref(revision)
+            path, temporary = self._ref(revision), self.folder / ".llamacli" / f"ref.{os.getpid()}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as temporary:
-                temporary.write_text(commit, encoding="ascii")
+            temporary.write_text(commit, encoding="ascii")
+            sync(temporary)
+            temporary.replace(path)  # not from beside it: what is there counts as a ref
 
     def commits(self) -> list[str]:
         """All commits of which there is anything."""

@@ -224,6 +224,7 @@ def _fetch_whole(client: HubClient, file: HubFile, url: str, path: Path) -> bool
         found = hasher(file.etag, file.size)
         try:
             with PartFile(path, file.size) as part, Writer(part, 0) as out:
+                part.accepts("")
                 with client.open(url) as response, _Tally(client, file) as tally:
                     for chunk in client.body(response, file.size):
                         out.write(chunk)

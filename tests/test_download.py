@@ -11,7 +11,8 @@ from pathlib import Path
 import pexpect
 import pyte
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, scan_cache_dir
+from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
 from transformers import LlamaForCausalLM, LlamaTokenizer
 
 from tests.command_line import PROGRAM, refused
@@ -274,6 +275,18 @@ def test_huggingface_hub_finds_what_was_downloaded(place: Place) -> None:
     got = {r.path.partition(f"{SHA}/")[2] for r in place.hub.requests if r.method == "GET"}
     assert "README.md" in got  # it knows that this was left out
     assert not got & {*NEEDED}
+
+
+def test_what_repositories_share_is_verified_and_removed_with_the_last_one(place: Place) -> None:
+    place.download("-q", "org/ok")
+    blob = (place.snapshot("org/ok") / "model.safetensors").resolve()
+    shared = {"cache_dir": place.cache, "xet_hash": "a" * 64, "expected_size": 9_000_000}
+    assert publish_blob_to_shared_store(blob_path=str(blob), **shared)
+    assert blob.is_symlink()
+    assert scan_cache_dir(place.cache).warnings == []
+    assert place.download("--verify").code == 0
+    assert place.download("-q", "--remove", "org/ok").code == 0
+    assert not (place.cache / "blobs" / "aa" / ("a" * 64)).exists()
 
 
 def test_what_huggingface_hub_downloaded_is_whole(place: Place) -> None:

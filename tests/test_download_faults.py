@@ -417,6 +417,16 @@ def test_fault_107_without_symbolic_links_files_are_files(place: Place, reposito
     assert place.fetched() == []
 
 
+def test_fault_107_what_another_commit_links_to_stays(place: Place) -> None:
+    first = Path(place.download("-q", "org/moving").text.strip())
+    second = Path(place.download("-q", "org/moving", HF_HUB_DISABLE_SYMLINKS="1").out.decode()[:-1])
+    assert first != second
+    for name in NEEDED:
+        assert (first / name).is_symlink()
+        assert not (second / name).is_symlink()
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
 def test_fault_108_an_empty_file_is_one(place: Place) -> None:
     assert place.download("-q", "org/empty-file").code == 0
     assert (place.snapshot("org/empty-file") / "added_tokens.json").read_bytes() == b""

@@ -47,9 +47,9 @@ class Fetch:
         weights = hub.folder / "model.safetensors"
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         self.file = HubFile("model.safetensors", SIZE, digest)
-        self.url = hf_hub_url(f"org/{name}", self.file.path, revision=SHA)
         self.path, self.events = path, list[Progress]()
         self.client = HubClient(self.events.append, Event())
+        self.url = self.client.file_url(f"org/{name}", SHA, self.file.path)
 
     def __call__(self) -> bytes:
         transfer.fetch(self.client, self.file, self.url, self.path)
@@ -130,6 +130,12 @@ def test_fault_107_without_locks_each_process_has_parts_of_its_own(
     folder = download.fetch(plan)
     assert (folder / "model.safetensors").stat().st_size == SIZE
     assert "model.safetensors cannot be locked (no flock here)" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["config.json", "a folder/é#?%.txt"])
+def test_addresses_are_those_of_huggingface_hub(hub: FakeHub, path: str) -> None:
+    client = HubClient(print, Event())
+    assert client.file_url("org/ok", SHA, path) == hf_hub_url("org/ok", path, revision=SHA)
 
 
 @pytest.mark.parametrize(
