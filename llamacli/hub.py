@@ -8,6 +8,7 @@ from typing import NamedTuple
 from llamacli.background import Report, ignore
 from llamacli.download import fetch, make_plan
 from llamacli.errors import (
+    AuthenticationError,
     CheckpointError,
     NetworkError,
     NotFoundError,
@@ -71,7 +72,7 @@ def resolve(
         return cached
     try:
         plan = make_plan(name, revision, report=report)
-    except NetworkError as problem:
+    except (NetworkError, AuthenticationError) as problem:
         if cached is None:
             raise
         logger.warning("%s; what the cache has is used", problem)

@@ -2,11 +2,11 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from threading import Event
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from llamacli.background import Progress, Report, Step, Stopped
@@ -22,8 +22,6 @@ MAX_JSON_BYTES = 16_000_000  # a page of a listing has 1,000 files
 _READ_BYTES = 1_000_000  # with httpx's own 64 kB a loopback download took twice as long
 _SLOWEST = 1_000  # bytes per second; below, a server counts as silent
 _TEMPORARY = (408, 429, 500, 502, 503, 504)
-
-T = TypeVar("T")
 
 
 class CutShort(Exception):
@@ -118,9 +116,14 @@ class HubClient:
         """A JSON value, and the address of the next page.
 
         Raises:
-            Refused: it is not JSON, too long, or continues on another host.
+            Refused: it is not JSON, or too long.
         """
-        return self.persist(lambda: self._get_json(url))
+        patience = Patience(self)
+        while True:
+            try:
+                return self._get_json(url)
+            except Exception as problem:
+                patience.wait(problem)
 
     def _get_json(self, url: str) -> tuple[object, str | None]:
         with self.open(url) as response:
@@ -128,21 +131,13 @@ class HubClient:
             page = response.links.get("next", {}).get("url")
         if len(data) > MAX_JSON_BYTES:
             raise Refused(f"an answer is longer than {MAX_JSON_BYTES:,} bytes")
-        if page is not None and urlsplit(page)[:2] != urlsplit(self.endpoint)[:2]:
-            raise Refused("a listing goes on at another host")
+        if page is not None:  # a mirror passes on links to another host, which gets no token
+            scheme, host, *_ = urlsplit(self.endpoint)
+            page = urlsplit(page)._replace(scheme=scheme, netloc=host).geturl()
         try:
             return json.loads(data), page
         except (ValueError, RecursionError) as problem:
             raise Refused("an answer is not JSON") from problem
-
-    def persist(self, action: Callable[[], T]) -> T:
-        """The result of `action`, which is tried again as long as there is hope."""
-        patience = Patience(self)
-        while True:
-            try:
-                return action()
-            except Exception as problem:
-                patience.wait(problem)
 
     def is_temporary(self, problem: Exception) -> bool:
         """Whether the same request may succeed a little later."""
@@ -196,15 +191,15 @@ def wait_asked_for(response: "Response | None") -> float | None:
         return None
     from huggingface_hub.utils import parse_ratelimit_headers
 
-    limit = parse_ratelimit_headers(response.headers)
-    if limit is not None and limit.remaining == 0:
-        return float(limit.reset_in_seconds)
     value = response.headers.get("Retry-After", "").strip()
-    if value.isascii() and value.isdigit():
-        return float(value[:20])
     try:
+        limit = parse_ratelimit_headers(response.headers)
+        if limit is not None and limit.remaining == 0:
+            return float(limit.reset_in_seconds)
+        if value.isascii() and value.isdigit():
+            return float(value)
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

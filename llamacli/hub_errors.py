@@ -1,5 +1,7 @@
 """The many exceptions of the hub client and the network, in llamacli's words."""
 
+from typing import TYPE_CHECKING
+
 from llamacli.background import Stopped
 from llamacli.errors import (
     AuthenticationError,
@@ -9,7 +11,10 @@ from llamacli.errors import (
     NotFoundError,
     printable,
 )
-from llamacli.hub_client import CutShort, Refused
+from llamacli.hub_client import Refused
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 TOKEN_PAGE = "https://huggingface.co/settings/tokens"
 
@@ -37,10 +42,9 @@ def translate(problem: Exception, name: str, revision: str | None, *, has_token:
     return NetworkError(f"cannot reach the hub for {shown}: {reason}", hint="try again later")
 
 
-def _refusal(problem: Exception, name: str, revision: str, has_token: bool) -> LlamacliError:
+def _refusal(problem: "HfHubHTTPError", name: str, revision: str, has_token: bool) -> LlamacliError:
     from huggingface_hub import errors
 
-    assert isinstance(problem, errors.HfHubHTTPError)
     status, headers = problem.response.status_code, problem.response.headers
     page, message = f"https://huggingface.co/{name}", headers.get("X-Error-Message", "")
     if status == 403 and "fine-grained" in message:
@@ -76,6 +80,4 @@ def _reason(problem: Exception) -> str:
         return f"the proxy fails ({text})"
     if isinstance(problem, (ValueError, httpx2.InvalidURL, httpx2.UnsupportedProtocol)):
         return f"HF_ENDPOINT or a proxy variable is no address ({text})"
-    if isinstance(problem, (CutShort, httpx2.TimeoutException)):
-        return "it is silent" if isinstance(problem, httpx2.TimeoutException) else text
-    return text
+    return "it is silent" if isinstance(problem, httpx2.TimeoutException) else text

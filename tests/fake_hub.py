@@ -208,13 +208,12 @@ class FakeHub:
             entries = [entry for entry in entries if entry["path"] != "config.json"]
         if name == "huge-tree":
             send_endless(request)
-        elif name == "paged":
+        elif name.startswith("paged"):
             page = int(parse_qs(urlsplit(request.path).query).get("page", ["0"])[0])
-            link = f'<{self.endpoint}{urlsplit(request.path).path}?page={page + 1}>; rel="next"'
+            host = self.elsewhere if name == "paged-elsewhere" else self.endpoint
+            link = f'<{host}{urlsplit(request.path).path}?page={page + 1}>; rel="next"'
             more = {"Link": link} if page + 1 < len(entries) else {}
             reply_json(request, entries[page : page + 1], more)
-        elif name == "paged-elsewhere":
-            reply_json(request, entries, {"Link": f'<{self.elsewhere}/tree>; rel="next"'})
         else:
             reply_json(request, entries)
 

@@ -277,7 +277,8 @@ def test_fault_098_the_token_does_not_follow_a_redirect(place: Place, repository
         place.hub.elsewhere = elsewhere.endpoint
         assert place.download("-q", "org/redirected").code == 0
         assert is_whole(place, "org/redirected", repository)
-        refused(place.download("-q", "org/paged-elsewhere"), "another host", code=5)
+        assert place.download("-q", "org/paged-elsewhere").code == 0
+        assert is_whole(place, "org/paged-elsewhere", repository)
     assert [request.has_token for request in elsewhere.requests] == [False] * len(NEEDED)
     assert all(request.has_token for request in place.hub.requests)
 

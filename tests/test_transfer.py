@@ -13,6 +13,7 @@ from huggingface_hub import constants, hf_hub_url, utils
 from llamacli import download, transfer
 from llamacli.background import Progress, Step
 from llamacli.errors import NetworkError
+from llamacli.hub import resolve
 from llamacli.hub_client import HubClient, wait_asked_for
 from llamacli.hub_listing import HubFile
 from llamacli.part_file import PartFile
@@ -132,6 +133,17 @@ def test_fault_107_without_locks_each_process_has_parts_of_its_own(
     assert "model.safetensors cannot be locked (no flock here)" in caplog.text
 
 
+@pytest.mark.usefixtures("hub")
+def test_a_library_is_told_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    events: list[Progress] = []
+    snapshot = resolve("org/ok", report=events.append)
+    assert events[0] == (Step.BEGIN, "org/ok", SIZE + 2)
+    assert {event.name for event in events[1:]} == {"model.safetensors", "config.json"}
+    assert sum(event.amount for event in events if event.step is Step.DONE) == SIZE + 2
+    assert resolve("org/ok", report=events.append) == snapshot
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("path", ["config.json", "a folder/é#?%.txt"])
 def test_addresses_are_those_of_huggingface_hub(hub: FakeHub, path: str) -> None:
     client = HubClient(print, Event())
@@ -150,6 +162,8 @@ def test_addresses_are_those_of_huggingface_hub(hub: FakeHub, path: str) -> None
         ({"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0),
         ({"RateLimit": '"api";r=0;t=55', "Retry-After": "7"}, 55),
         ({"RateLimit": '"api";r=3;t=55'}, None),
+        ({"RateLimit": f'"api";r=0;t={"9" * 400}'}, None),
+        ({"RateLimit": f'"api";r=0;t={"9" * 5000}'}, None),
     ],
 )
 def test_fault_088_how_long_to_wait(headers: dict[str, str], seconds: float | None) -> None:

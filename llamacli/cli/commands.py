@@ -19,6 +19,7 @@ Examples:
   echo "Plants create energy through a process known as" | llamacli run
   llamacli run -m meta-llama/Llama-3.2-1B-Instruct "Why is the sky blue?"
   llamacli run -m ./my-model --json < prompt.txt
+  llamacli download meta-llama/Llama-3.2-1B
 """
 EXIT_CODES = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {code.meaning}" for code in ExitCode)
 VARIABLES = "Each option can be set by a variable too: LLAMACLI_TOP_K=40 is --top-k 40."

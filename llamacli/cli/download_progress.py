@@ -67,15 +67,11 @@ class DownloadDisplay:
     def _lines(self) -> list[str]:
         from rich.filesize import decimal
 
-        lines = [
-            f"  {printable(name)}  "
-            + (
-                "verifying"
-                if name in self._verified
-                else f"{decimal(int(came))} of {decimal(int(all))}"
-            )
-            for name, (came, all) in [*self._files.items()]
-        ]
+        lines = []
+        for name, (came, lacked) in [*self._files.items()]:
+            state = f"{decimal(int(came))} of {decimal(int(lacked))}"
+            state = "verifying" if name in self._verified else state
+            lines.append(f"  {printable(name)}  {state}")
         return [*lines, f"  {self._waits}"] if self._waits else lines
 
     def _wait(self, text: str) -> None:
@@ -88,7 +84,7 @@ class DownloadDisplay:
     def _verify(self, name: str) -> None:
         if self._advance is None:
             self._terminal.status(f"verifying {printable(name)} …")
-        elif name not in self._verified and not self._verified and not self._terminal.can_redraw:
+        elif not self._verified and not self._terminal.can_redraw:
             self._tell("verifying …")
         self._verified.add(name)
 
