@@ -1,5 +1,6 @@
 """llamacli download: what it fetches, where it puts it, and what other tools make of that."""
 
+import fcntl
 import json
 import os
 import signal
@@ -365,13 +366,12 @@ class Window:
 def test_a_terminal_shows_a_bar_and_each_file(place: Place) -> None:
     place.hub.pause_s = 0.01
     window = Window(place, "download", "org/slow", "--exclude", "README.md")
-    window.wait_for("  model.safetensors  ")
-    window.wait_for(" of 9.0 MB")
-    window.wait_for(" of 9.0 MB")
+    window.wait_for(" of 9.0 MB  model.safetensors")
+    window.wait_for(" of 9.0 MB  model.safetensors")
     bar, below, *files = window.lines[-3:]
     assert bar.startswith("downloading org/slow: ━")
     assert "/9.0 MB  " in below
-    assert files[0].startswith("  model.safetensors  ")
+    assert files[0].endswith(" of 9.0 MB  model.safetensors")
     assert window.finish() == 0
     assert not window.screen.cursor.hidden
     assert window.lines[-3].startswith("llamacli: org/slow: 9.0 MB in ")
@@ -387,6 +387,16 @@ def test_fault_077_ctrl_c_leaves_a_clean_line_and_the_part(place: Place) -> None
     assert not window.screen.cursor.hidden
     assert "━" not in "".join(window.lines)
     assert [*place.blobs("org/stall").glob("*.incomplete")]
+
+
+def test_fault_100_a_terminal_tells_what_is_waited_for(place: Place) -> None:
+    lock = place.cache / ".locks/models--org--ok" / f"{etag(place.hub.folder / NEEDED[2])}.lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        window = Window(place, "download", "org/ok")
+        window.wait_for("another process downloads model.safetensors: waiting for it")
+    assert window.finish() == 0
 
 
 def test_fault_088_a_terminal_counts_down(place: Place) -> None:

@@ -1,6 +1,7 @@
 """What a download shows on stderr: how much is missing, a bar with a line for each file, waits."""
 
 from contextlib import ExitStack
+from math import ceil
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Self
@@ -43,7 +44,7 @@ class DownloadDisplay:
         if step is Step.BEGIN:
             self._begin(name, amount)
         elif step is Step.WAIT:
-            self._wait(f"{printable(name)}: next try in {amount:.0f} s")
+            self._wait(f"{printable(name)}: next try in {ceil(amount)} s")
         elif step is Step.LOCKED:
             self._wait(f"another process downloads {printable(name)}: waiting for it")
         elif step is Step.FILE:
@@ -71,14 +72,14 @@ class DownloadDisplay:
         for name, (came, lacked) in [*self._files.items()]:
             state = f"{decimal(int(came))} of {decimal(int(lacked))}"
             state = "verifying" if name in self._verified else state
-            lines.append(f"  {printable(name)}  {state}")
+            lines.append(f"  {state}  {printable(name)}")
         return [*lines, f"  {self._waits}"] if self._waits else lines
 
     def _wait(self, text: str) -> None:
         if not self._waits and not self._terminal.can_redraw:
             self._tell(text)
         self._waits = text
-        if self._advance is None:
+        if self._terminal.print_above is None:  # there is no bar yet
             self._terminal.status(text)
 
     def _verify(self, name: str) -> None:
