@@ -34,7 +34,7 @@ class PartFile:
         self._descriptor = os.open(path, flags, 0o666)
         self._takes_marks = True
         self._pieces: list[tuple[int, int]] = []  # in order, apart from each other
-        self._end = max(size, os.fstat(self._descriptor).st_size)  # of the journal
+        self._end = size  # of the journal
         self._load()
 
     def __enter__(self) -> Self:
@@ -47,7 +47,8 @@ class PartFile:
 
     def _load(self) -> None:
         journal = os.pread(self._descriptor, _MAX_JOURNAL_BYTES, self.size)
-        first, *lines = journal.split(b"\n")[:-1] or [b""]  # what has no end was cut short
+        self._end += journal.rfind(b"\n") + 1  # a line that has no end was cut short
+        first, *lines = journal[: self._end - self.size].split(b"\n")
         if first.startswith(b"etag "):
             self.validator = first[5:].decode("latin-1")
             for line in lines:
@@ -92,7 +93,8 @@ class PartFile:
         """
         with self._changed:
             if self.validator is None:
-                self.validator = etag
+                os.ftruncate(self._descriptor, self.size)
+                self.validator, self._end = etag, self.size
                 self._journal(f"etag {etag}")
             return self.validator == etag
 

@@ -45,6 +45,8 @@ def test_what_came_is_there_after_a_kill(tmp_path: Path) -> None:
         assert [*part.missing(99)] == [(0, 2), (5, 8), (9, 10)]
         assert part.accepts('"a"')
         assert not part.accepts('"b"')
+        put(part, 0, b"01")
+    assert path.read_bytes()[10:].splitlines()[1:] == [b"2 5", b"8 9", b"0 2"]
 
 
 def test_a_long_piece_counts_before_its_end(tmp_path: Path) -> None:
@@ -70,6 +72,10 @@ def test_a_journal_that_is_none_tells_nothing(tmp_path: Path, rubbish: bytes) ->
     (tmp_path / "part").write_bytes(rubbish)
     with PartFile(tmp_path / "part", 10) as part:
         assert part.present == 0
+        part.accepts('"a"')
+        put(part, 3, b"3")
+    with PartFile(tmp_path / "part", 10) as part:
+        assert [*part.missing(99)] == [(0, 3), (4, 10)]
 
 
 def test_a_thread_that_comes_late_changes_nothing(tmp_path: Path) -> None:
