@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from subprocess import Popen
 
 import pytest
 
@@ -46,22 +45,6 @@ SILENCE = {
     "drip": "almost nothing came",
     "run": "it is silent",
 }
-
-
-@pytest.fixture(scope="module")
-def silent_place(
-    server: ForkServer, repository: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Place]:
-    with fake_hub(repository) as running:
-        yield Place(server, running, tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def silence(silent_place: Place) -> dict[str, "Popen[bytes]"]:
-    """Programs that wait for a hub to speak, which takes a while; other tests go on meanwhile."""
-    args = {name: ["download", "-q", f"org/{name}"] for name in SILENCE}
-    args["run"] = ["run", "-q", "-m", "org/silent", "Hello"]
-    return {name: silent_place.start(*args[name]) for name in SILENCE}
 
 
 def large(place: Place) -> str:
@@ -225,12 +208,14 @@ def test_fault_090_the_cache_serves_when_the_hub_is_down(place: Place, closed_po
     assert done.err.endswith("what the cache has is used\n")
 
 
-def test_fault_091_a_server_that_falls_silent_does_not_hang_the_program(
-    silence: dict[str, "Popen[bytes]"], silent_place: Place
-) -> None:
-    for name, process in silence.items():
-        refused(ended(process), SILENCE[name], code=5)
-    (part,) = silent_place.blobs("org/stall").glob(f"{large(silent_place)}*.incomplete")
+def test_fault_091_a_server_that_falls_silent_does_not_hang_the_program(place: Place) -> None:
+    args = {name: ["download", "-q", f"org/{name}"] for name in SILENCE}
+    args["run"] = ["run", "-q", "-m", "org/silent", "Hello"]
+    processes = {name: place.start(*args[name]) for name in SILENCE}
+    done = {name: ended(process) for name, process in processes.items()}
+    for name, words in SILENCE.items():
+        refused(done[name], words, code=5)
+    (part,) = place.blobs("org/stall").glob(f"{large(place)}*.incomplete")
     assert part.stat().st_blocks * 512 >= 4_500_000
 
 
