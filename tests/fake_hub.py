@@ -140,7 +140,7 @@ class FakeHub:
         """Be as new."""
         self.requests.clear()
         self._times.clear()
-        self.lost = None
+        self.lost, self.pause_s = None, 0.02
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """/api/models/ORG/NAME/revision|tree/REVISION, or /ORG/NAME/resolve/REVISION/FILE."""
