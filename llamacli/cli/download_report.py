@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llamacli.cli.console import Terminal
 from llamacli.errors import printable
@@ -32,9 +32,8 @@ def table(terminal: Terminal, header: Sequence[str], rows: Iterable[Sequence[str
 
     made = Table(box=None, pad_edge=False, header_style="")
     for number, title in enumerate(header):
-        right = title in ("size", "bytes")
-        made.add_column(title, justify="right" if right else "left", no_wrap=bool(number))
-        made.columns[number].overflow = "fold"
+        side: Literal["left", "right"] = "right" if title == "size" else "left"
+        made.add_column(title, justify=side, no_wrap=bool(number), overflow="fold")
     for row in rows:
         made.add_row(*map(Text, row))
     text = io.StringIO()
