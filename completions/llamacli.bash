@@ -10,7 +10,6 @@ _llamacli_files() {
 
 _llamacli_models() {
     local hub=${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub} model
-    compopt -o plusdirs 2>/dev/null
     for model in "$hub"/models--*/; do
         model=${model%/} model=${model##*/models--} model=${model//--//}
         [[ $model != "*" && $model == "$cur"* ]] && COMPREPLY+=("$model")
@@ -29,7 +28,7 @@ _llamacli() {
     done
     COMPREPLY=()
     case "$command $prev" in
-        "run -m" | "run --model") _llamacli_models; return ;;
+        "run -m" | "run --model") compopt -o plusdirs 2>/dev/null; _llamacli_models; return ;;
         "run --revision") return ;;
         "run --device") return ;;
         "run --dtype") _llamacli_words "auto float32 bfloat16 float16"; return ;;
@@ -62,6 +61,10 @@ _llamacli() {
         "run --num-samples") return ;;
         "run --logprobs") return ;;
         "run --color") _llamacli_words "auto always never"; return ;;
+        "download --revision") return ;;
+        "download --include") return ;;
+        "download --exclude") return ;;
+        "download --to") _llamacli_files; return ;;
         "quantize --revision") return ;;
         "quantize --bits") _llamacli_words "4 8"; return ;;
         "quantize --group-size") _llamacli_words "32 64 128 256"; return ;;
@@ -73,7 +76,7 @@ _llamacli() {
         "quantize -o" | "quantize --output") _llamacli_files; return ;;
         "quantize --report") _llamacli_files; return ;;
         "quantize -t" | "quantize --threads") return ;;
-        "visualize-mask -m" | "visualize-mask --model") _llamacli_models; return ;;
+        "visualize-mask -m" | "visualize-mask --model") compopt -o plusdirs 2>/dev/null; _llamacli_models; return ;;
         "visualize-mask --revision") return ;;
         "visualize-mask -f" | "visualize-mask --prompt-file") _llamacli_files; return ;;
         "visualize-mask --tokens") return ;;
@@ -88,9 +91,10 @@ _llamacli() {
         "visualize-mask --color") _llamacli_words "auto always never"; return ;;
     esac
     case "$command" in
-        "") _llamacli_words "run quantize visualize-mask --version --debug -h --help" ;;
+        "") _llamacli_words "run download quantize visualize-mask --version --debug -h --help" ;;
         run) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline --device --dtype --quantize --activations -t --threads --cache-implementation --attn-implementation --lookup --check-tensors -f --prompt-file --lines --jsonl -0 --null --raw --system --prefill --chat-template --parse-special --truncate --batch-size -n --max-new-tokens --min-new-tokens --stop --ignore-eos --seed --greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram-size --logit-bias --num-samples --json --logprobs --stats --show-config --color -q --quiet --debug -h --help"; fi ;;
-        quantize) if [[ $cur == -* ]]; then _llamacli_words "--revision --offline --bits --group-size --algorithm --skip --mixed --dequantize --evaluate --text --target-kl -o --output --force --dry-run --report -t --threads -q --quiet --debug -h --help"; else _llamacli_models; fi ;;
+        download) if [[ $cur == -* ]]; then _llamacli_words "--revision --offline --include --exclude --to --dry-run --list --verify --remove --json -q --quiet --debug -h --help"; else _llamacli_models; fi ;;
+        quantize) if [[ $cur == -* ]]; then _llamacli_words "--revision --offline --bits --group-size --algorithm --skip --mixed --dequantize --evaluate --text --target-kl -o --output --force --dry-run --report -t --threads -q --quiet --debug -h --help"; else compopt -o plusdirs 2>/dev/null; _llamacli_models; fi ;;
         visualize-mask) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline -f --prompt-file --tokens --sliding-window --padding --packed --prefix-length --step --static-cache --attention --layer --head -o --output --json --ascii --color -q --quiet --debug -h --help"; fi ;;
     esac
 }

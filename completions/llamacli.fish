@@ -6,7 +6,6 @@ function __llamacli_models
     set -l hub $cache/huggingface/hub
     set -q HF_HOME; and set hub $HF_HOME/hub
     set -q HF_HUB_CACHE; and set hub $HF_HUB_CACHE
-    __fish_complete_directories (commandline -ct)
     set -l models $hub/models--*/
     string replace -r '.*/models--(.*)/$' '$1' $models | string replace -a -- -- /
 end
@@ -16,9 +15,10 @@ complete -c llamacli -n __fish_use_subcommand -l version -d 'Show the version'
 complete -c llamacli -n __fish_use_subcommand -l debug -d 'Show tracebacks and what libraries print'
 complete -c llamacli -n __fish_use_subcommand -s h -l help -d 'Show this message and exit'
 complete -c llamacli -n __fish_use_subcommand -a run -d 'Continue a text, or answer it where the model has a chat template'
+complete -c llamacli -n __fish_use_subcommand -a download -d 'Fetch a model into the cache that other tools share; its folder goes to stdout'
 complete -c llamacli -n __fish_use_subcommand -a quantize -d 'Write a smaller copy of a model, its layers in 4 or 8 bits'
 complete -c llamacli -n __fish_use_subcommand -a visualize-mask -d 'Show which tokens may attend to which; with --attention, how much they do'
-complete -c llamacli -n '__fish_seen_subcommand_from run' -s m -l model -x -a '(__llamacli_models)' -d 'A folder or a Hugging Face name'
+complete -c llamacli -n '__fish_seen_subcommand_from run' -s m -l model -x -a '(__fish_complete_directories (commandline -ct); __llamacli_models)' -d 'A folder or a Hugging Face name'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l revision -x -d 'Branch, tag or commit of the model'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l offline -d 'Use only what was downloaded before'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l device -x -d 'auto, cpu, cuda, cuda:1 or mps'
@@ -66,6 +66,20 @@ complete -c llamacli -n '__fish_seen_subcommand_from run' -l color -x -a 'auto a
 complete -c llamacli -n '__fish_seen_subcommand_from run' -s q -l quiet -d 'No notes on stderr, only errors'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l debug -d 'Show tracebacks and what libraries print'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -s h -l help -d 'Show this message and exit'
+complete -c llamacli -n '__fish_seen_subcommand_from download' -l revision -x -d 'Branch, tag or commit of the model'
+complete -c llamacli -n '__fish_seen_subcommand_from download' -l offline -d 'Use only what was downloaded before'
+complete -c llamacli -n '__fish_seen_subcommand_from download' -l include -x -d 'Fetch the files that match instead: \'*.gguf\', \'onnx/*\'. Repeatable'
+complete -c llamacli -n '__fish_seen_subcommand_from download' -l exclude -x -d 'Leave out files. Repeatable'
+complete -c llamacli -n '__fish_seen_subcommand_from download' -l to -r -F -d 'Write plain files to a folder'
+complete -c llamacli -n '__fish_seen_subcommand_from download' -l dry-run -d 'Show files and sizes, and whether they fit'
+complete -c llamacli -n '__fish_seen_subcommand_from download' -l list -d 'List the models in the cache'
+complete -c llamacli -n '__fish_seen_subcommand_from download' -l verify -d 'Compare the files of REPO, or of all models, with their hashes'
+complete -c llamacli -n '__fish_seen_subcommand_from download' -l remove -d 'Delete REPO from the cache, all revisions'
+complete -c llamacli -n '__fish_seen_subcommand_from download' -l json -d 'One JSON object on stdout'
+complete -c llamacli -n '__fish_seen_subcommand_from download' -s q -l quiet -d 'No notes on stderr, only errors'
+complete -c llamacli -n '__fish_seen_subcommand_from download' -l debug -d 'Show tracebacks and what libraries print'
+complete -c llamacli -n '__fish_seen_subcommand_from download' -s h -l help -d 'Show this message and exit'
+complete -c llamacli -n '__fish_seen_subcommand_from download' -a '(__llamacli_models)'
 complete -c llamacli -n '__fish_seen_subcommand_from quantize' -l revision -x -d 'Branch, tag or commit of the model'
 complete -c llamacli -n '__fish_seen_subcommand_from quantize' -l offline -d 'Use only what was downloaded before'
 complete -c llamacli -n '__fish_seen_subcommand_from quantize' -l bits -x -a '4 8' -d 'Bits of a weight'
@@ -85,8 +99,8 @@ complete -c llamacli -n '__fish_seen_subcommand_from quantize' -s t -l threads -
 complete -c llamacli -n '__fish_seen_subcommand_from quantize' -s q -l quiet -d 'No notes on stderr, only errors'
 complete -c llamacli -n '__fish_seen_subcommand_from quantize' -l debug -d 'Show tracebacks and what libraries print'
 complete -c llamacli -n '__fish_seen_subcommand_from quantize' -s h -l help -d 'Show this message and exit'
-complete -c llamacli -n '__fish_seen_subcommand_from quantize' -a '(__llamacli_models)'
-complete -c llamacli -n '__fish_seen_subcommand_from visualize-mask' -s m -l model -x -a '(__llamacli_models)' -d 'A folder or a Hugging Face name'
+complete -c llamacli -n '__fish_seen_subcommand_from quantize' -a '(__fish_complete_directories (commandline -ct); __llamacli_models)'
+complete -c llamacli -n '__fish_seen_subcommand_from visualize-mask' -s m -l model -x -a '(__fish_complete_directories (commandline -ct); __llamacli_models)' -d 'A folder or a Hugging Face name'
 complete -c llamacli -n '__fish_seen_subcommand_from visualize-mask' -l revision -x -d 'Branch, tag or commit of the model'
 complete -c llamacli -n '__fish_seen_subcommand_from visualize-mask' -l offline -d 'Use only what was downloaded before'
 complete -c llamacli -n '__fish_seen_subcommand_from visualize-mask' -s f -l prompt-file -r -F -d 'Read the text from a file; - is stdin'

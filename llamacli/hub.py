@@ -1,34 +1,27 @@
-"""Model name or folder → local folder. The only file that knows huggingface_hub."""
+"""Model name or folder → local folder."""
 
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from llamacli.background import Report, ignore
+from llamacli.download import fetch, make_plan
 from llamacli.errors import (
     AuthenticationError,
     CheckpointError,
-    LlamacliError,
-    LocalIOError,
     NetworkError,
     NotFoundError,
     RequestError,
+    first_five,
     printable,
 )
+from llamacli.hub_cache import CachedModel
+from llamacli.hub_listing import WEIGHTS
+from llamacli.hub_settings import constants
 
-# What a model needs: no pickles, and no weights twice (Meta's own files, or other formats).
-WEIGHTS = ["model.safetensors.index.json", "*.safetensors"]
-SMALL_FILES = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-]
-FILES = [*SMALL_FILES, *WEIGHTS]
-NO_FILES = ["*/*", "consolidated*"]
+logger = logging.getLogger(__name__)
 
 
 class Snapshot(NamedTuple):
@@ -44,6 +37,7 @@ def resolve(
     revision: str | None = None,
     offline: bool = False,
     weights: bool = True,
+    report: Report = ignore,
 ) -> Snapshot:
     """The local folder of a model: a hub name is downloaded if the cache does not have all of it.
 
@@ -54,12 +48,14 @@ def resolve(
         revision: branch, tag or commit of a hub model.
         offline: never ask the network.
         weights: without them only the small files are downloaded: config and tokenizer.
+        report: is called with each step of a download.
 
     Raises:
         NotFoundError: no such folder, repository or revision; or not cached while offline.
         AuthenticationError: the repository is gated, or the token is refused.
-        NetworkError: the hub cannot be reached, or answers with an error.
-        LocalIOError: the cache cannot be written.
+        NetworkError: the hub cannot be reached, answers with an error, or sends wrong bytes.
+        LocalIOError: the cache cannot be written, or the disk has no room.
+        ArtifactError: the repository has no safetensors, or file names that are not safe.
         CheckpointError: a GGUF file.
         RequestError: another file; a revision for a folder.
     """
@@ -73,68 +69,52 @@ def resolve(
         raise CheckpointError(f"GGUF is not supported ({printable(name)})", hint=hint)
     if os.path.exists(name):
         raise RequestError(f"{printable(name)} is a file; a model is the folder around it")
+    exclude = () if weights else WEIGHTS
+    if offline or constants().HF_HUB_OFFLINE:
+        return only_cached(name, revision, exclude)
+    return _from_hub(name, revision, exclude, report)
+
+
+def _from_hub(name: str, revision: str | None, exclude: Sequence[str], report: Report) -> Snapshot:
+    cached = find_cached(name, revision, exclude)
+    if cached is not None and CachedModel(name).listing(cached.path.name) is not None:
+        return cached
     try:
-        path = Path(_snapshot(name, revision, offline, FILES if weights else SMALL_FILES))
-    except Exception as problem:
-        raise _translate(problem, name, revision) from problem
+        plan = make_plan(name, revision, exclude=exclude, report=report)
+    except (NetworkError, AuthenticationError) as problem:
+        if cached is None:
+            raise
+        logger.warning("%s; what the cache has is used", problem)
+        return cached
+    path = fetch(plan, report)
     return Snapshot(path, path.name)
 
 
-def _snapshot(repo_id: str, revision: str | None, offline: bool, files: list[str]) -> str:
-    # Read when the client is imported: it would tell the hub about this machine.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import get_cached_repo_tree, snapshot_download
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+def find_cached(
+    name: str, revision: str | None = None, exclude: Sequence[str] = ()
+) -> Snapshot | None:
+    """The folder in the cache, if it has all that a run needs but `exclude`; nobody is asked.
 
-    def snapshot(local_files_only: bool) -> str:
-        return snapshot_download(
-            repo_id,
-            revision=revision,
-            allow_patterns=files,
-            ignore_patterns=NO_FILES,
-            local_files_only=local_files_only,
-        )
-
-    try:
-        # Other tools leave parts of a model in the cache; only the listing tells what is missing.
-        get_cached_repo_tree(repo_id, revision=revision)
-        return snapshot(local_files_only=True)
-    except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
-        return snapshot(local_files_only=offline)
+    Raises:
+        NotFoundError: no repository, or no revision, can have this name.
+    """
+    model = CachedModel(name)
+    commit = model.commit(revision or "main")
+    if commit is None or not model.is_whole(commit, exclude):
+        return None
+    return Snapshot(model.snapshot(commit), commit)
 
 
-def _translate(problem: Exception, name: str, revision: str | None) -> LlamacliError:
-    """The hub client's many exceptions as one of ours; subclasses come before their parents."""
-    from huggingface_hub import errors
+def only_cached(name: str, revision: str | None = None, exclude: Sequence[str] = ()) -> Snapshot:
+    """As `find_cached`, for whoever is offline.
 
-    shown = printable(name)
-    if isinstance(problem, errors.HFValidationError):
-        return NotFoundError(f"there is no folder {printable(repr(name))}, and no hub model")
-    if isinstance(problem, errors.LocalEntryNotFoundError):
-        # Why the network was of no use; without a reason, it was not asked.
-        cause = problem.__cause__
-        problem = cause if isinstance(cause, Exception) else errors.OfflineModeIsEnabled()
-    if isinstance(problem, errors.OfflineModeIsEnabled):
-        return NotFoundError(f"{shown} is not (wholly) in the cache, and offline mode is on")
-    if isinstance(problem, errors.GatedRepoError):
-        page = f"https://huggingface.co/{shown}"
-        hint = f"ask for access on {page}, then: hf auth login"
-        return AuthenticationError(f"{shown} is gated", hint=hint)
-    if isinstance(problem, errors.RepositoryNotFoundError):
-        hint = "check the spelling; a private repository needs a token: hf auth login"
-        return NotFoundError(f"there is no folder {shown}, and no such hub model", hint=hint)
-    if isinstance(problem, errors.RevisionNotFoundError):
-        return NotFoundError(f"{shown} has no revision {printable(revision)}")
-    if isinstance(problem, errors.HfHubHTTPError):
-        status = problem.response.status_code
-        if status in (401, 403):
-            hint = "hf auth login, or a valid HF_TOKEN"
-            return AuthenticationError(f"the hub refuses {shown} (HTTP {status})", hint=hint)
-        return NetworkError(f"the hub fails on {shown} (HTTP {status})", hint="try again later")
-    if isinstance(problem, OSError) and problem.errno is not None:
-        where = printable(problem.filename or "the cache")
-        return LocalIOError(f"cannot write {where}: {problem.strerror}")
-    if isinstance(problem, ValueError):
-        return NetworkError("the answer is not a hub's", hint="check HF_ENDPOINT and your network")
-    reason = printable(problem)
-    return NetworkError(f"cannot reach the hub for {shown}: {reason}", hint="try again later")
+    Raises:
+        NotFoundError: it has not.
+    """
+    if (cached := find_cached(name, revision, exclude)) is not None:
+        return cached
+    model = CachedModel(name)
+    commit = model.commit(revision or "main")
+    lacks = first_five(model.lacks(commit, exclude)) if commit else ""
+    text = f"{printable(name)} is not (wholly) in the cache, and offline mode is on"
+    raise NotFoundError(f"{text}: it lacks {lacks}" if lacks else text)

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from llamacli import hub
 from llamacli.atomic import atomic_write_all
+from llamacli.background import Report, ignore
 from llamacli.checkpoint import (
     MAX_SHARD_BYTES,
     Checkpoint,
@@ -68,6 +69,7 @@ class PreTrainedModel(nn.Module):
         attn_implementation: str = "sdpa",
         quantization_config: object = None,
         activations: str = "auto",
+        report: Report = ignore,
     ) -> Self:
         """Read a model from a folder or the hub.
 
@@ -81,12 +83,13 @@ class PreTrainedModel(nn.Module):
             quantization_config: a TorchAoConfig; the weights are quantized while they are read.
             activations: "int8" rounds the input of int4 layers (see `round_activations`); "auto"
                 does not.
+            report: is called with each step of a download.
 
         Raises:
             LlamacliError: see `hub.resolve`, `LlamaConfig`, `checkpoint.open_checkpoint`,
                 `torchao_config.recipe_of`, `plan_quantization`, `round_activations`.
         """
-        folder = hub.resolve(model, revision=revision).path
+        folder = hub.resolve(model, revision=revision, report=report).path
         config = read_config(folder)
         loaded = load_model(
             cls,

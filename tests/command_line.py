@@ -81,12 +81,12 @@ def prompt_length(model: Path, *args: object, stdin: bytes = b"") -> int:
 
 def refused(done: Done, *words: str, code: int = 2) -> None:
     """One line of error with these words, at most one hint, and no output."""
-    assert (done.code, done.out) == (code, b"")
+    assert (done.code, done.out) == (code, b""), done.err
     lines = done.err.splitlines()
     assert lines[0].startswith("llamacli: error: ")
     assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("hint: "))
     for word in words:
-        assert word in done.err
+        assert word in done.err, done.err
 
 
 def start(*args: object, **settings: Any) -> subprocess.Popen[bytes]:

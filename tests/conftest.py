@@ -1,6 +1,8 @@
 import os
+import random
 import shutil
 import site
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,15 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("repeatable")
 
+# Before anything is imported: this process, and all that tests start, stay off the network.
+GUARD = str(Path(__file__).parent / "network_guard")
+if GUARD not in sys.path:
+    sys.path.insert(0, GUARD)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (GUARD, os.environ.get("PYTHONPATH"))))
+    sys.modules.pop("sitecustomize", None)
+    import sitecustomize  # noqa: F401
+
+os.environ["HF_HUB_OFFLINE"] = "1"
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -21,12 +32,11 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread_and_no_hub() -> None:
-    """Tests share two cores, and must pass without any network."""
+def _one_thread() -> None:
+    """Tests share two cores."""
     import torch
 
     torch.set_num_threads(1)
-    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +65,25 @@ def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("models") / "tale"
     write_chain(folder, TALE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository that can be downloaded: weights of 9 MB, which are noise, and more files."""
+    folder = tmp_path_factory.mktemp("repository")
+    files = {
+        "config.json": b'{"model_type": "llama"}',
+        "generation_config.json": b"{}",
+        "tokenizer.model": bytes(range(256)) * 20,
+        "model.safetensors": random.Random(0).randbytes(9_000_000),
+        "README.md": b"Read me.",
+        "pytorch_model.bin": bytes(5_000),
+        "original/consolidated.00.pth": bytes(5_000),
+    }
+    for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
     return folder
 
 

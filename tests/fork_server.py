@@ -14,21 +14,26 @@ from typing import Self
 from llamacli.cli import app, signals
 from tests.probe import environment
 
-LIBRARIES = [
-    f"llamacli.{name}"
-    for name in (
-        "cli.commands cli.quantize_report quantization_report quantization_plan conversion"
-        " output_folder loading hub model_folder"
-    ).split()
-]
+QUANTIZING = """
+    llamacli.cli.commands llamacli.cli.quantize_report llamacli.quantization_report
+    llamacli.quantization_plan llamacli.conversion llamacli.output_folder llamacli.loading
+    llamacli.hub llamacli.model_folder
+"""
+DOWNLOADING = """
+    llamacli.cli.commands llamacli.cli.download_report llamacli.hub huggingface_hub.file_download
+    httpcore2 pydantic.types rich.progress rich.table rich.live
+"""
 
 
 class ForkServer:
     """Runs command lines one after the other, and may send each a signal on its way."""
 
+    def __init__(self, libraries: str = QUANTIZING) -> None:
+        self._libraries = libraries
+
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-m", __name__, *self._libraries.split()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -40,19 +45,21 @@ class ForkServer:
     def __exit__(self, *_: object) -> None:
         self._process.communicate(timeout=60)
 
-    def run(self, *args: object, signum: int = 0, after: float = 0) -> tuple[int, str, str]:
+    def run(
+        self, *args: object, signum: int = 0, after: float = 0, **variables: str
+    ) -> tuple[int, str, str]:
         """Exit code, stdout and stderr; `after` so many seconds it gets the signal, 0 is none."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        print(json.dumps([[*map(str, args)], signum, after]), file=stdin, flush=True)
+        print(json.dumps([[*map(str, args)], signum, after, variables]), file=stdin, flush=True)
         code, out, err = json.loads(stdout.readline())
         return code, out, err
 
 
 def serve() -> None:
     """Answer requests until there are no more."""
-    for library in LIBRARIES:
+    for library in sys.argv[1:]:
         importlib.import_module(library)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where pytest runs in the background
     signals.end_at_once()
@@ -61,13 +68,18 @@ def serve() -> None:
     os._exit(0)  # Python would take torch apart
 
 
-def run_fork(args: list[str], signum: int, after: float) -> tuple[int, str, str]:
+def run_fork(
+    args: list[str], signum: int, after: float, variables: dict[str, str]
+) -> tuple[int, str, str]:
     with TemporaryFile() as out, TemporaryFile() as err:
         pid = os.fork()
         if pid == 0:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             sys.argv[1:] = args
+            os.environ.update(variables)
+            if constants := sys.modules.get("huggingface_hub.constants"):
+                importlib.reload(constants)  # as they would be in a process of its own
             app.main()
         time.sleep(after)
         os.kill(pid, signum)  # nobody else has its number before it is waited for

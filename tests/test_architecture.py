@@ -16,11 +16,13 @@ import llamacli
 ROWS = [
     # what needs the standard library alone
     """errors json_files config request masks rope atomic context_window stop_strings lookup timings
-    generation_config mask_view mask_view.kinds mask_view.labels mask_view.layout""",
+    generation_config background part_file mask_view mask_view.kinds mask_view.labels
+    mask_view.layout""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
     tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken stream_decoder prompts
-    template_worker logit_bias hub model_folder cpu_quota mask_view.rows mask_view.text
+    template_worker logit_bias hub_settings hub_client hub_errors hub_listing hub_cache hub_verify
+    transfer download_target download hub model_folder cpu_quota mask_view.rows mask_view.text
     mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
     """cache memory sampling quantization kernels kernels.native dense_linear quantized_linear
@@ -34,17 +36,19 @@ ROWS = [
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
     cli.options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results
-    cli.run cli.progress cli.quantize_options cli.quantize_evaluation
+    cli.run cli.progress cli.download_options cli.download_progress cli.download_report
+    cli.download cli.quantize_options cli.quantize_evaluation
     cli.quantize_report cli.quantize cli.visualize_mask_options cli.visualize_mask
     cli.commands cli.completions cli.app __main__""",
 ]
 ROW_OF = {f"llamacli.{name}": row for row, names in enumerate(ROWS) for name in names.split()}
 
 # Third-party package → the modules that may know it.
-ONLY_IN = {
+ONLY_IN: dict[str, str | tuple[str, ...]] = {
     "typer": "llamacli.cli.",
     "rich": "llamacli.cli.",
-    "huggingface_hub": "llamacli.hub",
+    "huggingface_hub": ("llamacli.hub", "llamacli.download"),
+    "httpx2": "llamacli.hub",
     "jinja2": "llamacli.template_worker",
     "PIL": "llamacli.mask_view.png",
     "transformers": "nobody",

@@ -87,6 +87,8 @@ def bash(words: list[str], place: Path) -> list[str]:
         (["llamacli", "run", "--dtype", "="], ["auto", "float32", "bfloat16", "float16"]),
         (["llamacli", "run", "-m", ""], ["gpt2", "org/tiny"]),
         (["llamacli", "run", "--model", "o"], ["org/tiny"]),
+        (["llamacli", "download", ""], ["gpt2", "org/tiny"]),
+        (["llamacli", "download", "--remove", "o"], ["org/tiny"]),
         (["llamacli", "run", "--seed", ""], [""]),
         (["llamacli", "run", "wo"], [""]),
     ],
@@ -145,6 +147,7 @@ def test_zsh_completes(place: Path) -> None:
     shell.complete("llamacli run -m or", "llamacli run -m org/tiny ")
     shell.complete("llamacli run -m ou", "llamacli run -m outside/")
     shell.complete("llamacli run -f a", "llamacli run -f a\\ prompt.txt ")
+    shell.complete("llamacli download --verify or", "llamacli download --verify org/tiny ")
 
 
 # --------------------------------------------------------------------------------------------- fish
@@ -167,7 +170,8 @@ def fish(line: str, place: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("llamacli ", ["quantize", "run", "visualize-mask"]),
+        ("llamacli ", ["download", "quantize", "run", "visualize-mask"]),
+        ("llamacli download ", ["gpt2", "org/tiny"]),
         ("llamacli --v", ["--version"]),
         ("llamacli run --top", ["--top-k", "--top-p"]),
         ("llamacli run --dtype b", ["bfloat16"]),

@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llamacli.cli import signals
+from llamacli.cli.download import download
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.options import DebugOption
 from llamacli.cli.quantize import quantize
@@ -19,6 +20,7 @@ Examples:
   echo "Plants create energy through a process known as" | llamacli run
   llamacli run -m meta-llama/Llama-3.2-1B-Instruct "Why is the sky blue?"
   llamacli run -m ./my-model --json < prompt.txt
+  llamacli download meta-llama/Llama-3.2-1B
 """
 EXIT_CODES = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {code.meaning}" for code in ExitCode)
 VARIABLES = "Each option can be set by a variable too: LLAMACLI_TOP_K=40 is --top-k 40."
@@ -108,5 +110,6 @@ def llamacli(
 
 
 app.command("run", cls=Command)(run)
+app.command("download", cls=Command)(download)
 app.command("quantize", cls=Command)(quantize)
 app.command("visualize-mask", cls=Command)(visualize_mask)

@@ -26,7 +26,8 @@ class Value(StrEnum):
     TEXT = "text"
     CHOICE = "choice"
     FILE = "file"
-    MODEL = "model"
+    MODEL = "MODEL"  # these two are metavars
+    REPO = "REPO"
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def _option(param: Any) -> Option:
 def _value(param: Any) -> Value:
     if getattr(param, "is_flag", False):
         return Value.NOTHING
-    if param.metavar == "MODEL":
-        return Value.MODEL
+    if param.metavar in (Value.MODEL, Value.REPO):
+        return Value(param.metavar)
     if param.type_descriptor.choices:
         return Value.CHOICE
     is_file = param.type_descriptor.is_path or param.metavar in ("FILE", "DIR")
@@ -110,7 +111,6 @@ _llamacli_files() {
 
 _llamacli_models() {
     local hub=${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub} model
-    compopt -o plusdirs 2>/dev/null
     for model in "$hub"/models--*/; do
         model=${model%/} model=${model##*/models--} model=${model//--//}
         [[ $model != "*" && $model == "$cur"* ]] && COMPREPLY+=("$model")
@@ -160,7 +160,8 @@ def _bash_action(value: Value, choices: list[str]) -> str:
     actions = {
         Value.CHOICE: f'_llamacli_words "{" ".join(choices)}"; ',
         Value.FILE: "_llamacli_files; ",
-        Value.MODEL: "_llamacli_models; ",
+        Value.MODEL: "compopt -o plusdirs 2>/dev/null; _llamacli_models; ",
+        Value.REPO: "_llamacli_models; ",
     }
     return actions.get(value, "")
 
@@ -179,10 +180,13 @@ _ZSH = """\
 # zsh completion for llamacli; written by python -m llamacli.cli.completions
 
 _llamacli_models() {
+    _alternative 'folders:folder:_files -/' 'models:downloaded model:_llamacli_repositories'
+}
+_llamacli_repositories() {
     local hub=${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub}
     local -a models=("$hub"/models--*(N/:t))
     models=(${${models#models--}//--//})
-    _alternative 'folders:folder:_files -/' 'models:downloaded model:compadd -a models'
+    compadd -a models
 }
 
 _llamacli() {
@@ -209,7 +213,12 @@ else
     compdef _llamacli llamacli
 fi
 """
-_ZSH_ACTIONS = {Value.TEXT: " ", Value.FILE: "_files", Value.MODEL: "_llamacli_models"}
+_ZSH_ACTIONS = {
+    Value.TEXT: " ",
+    Value.FILE: "_files",
+    Value.MODEL: "_llamacli_models",
+    Value.REPO: "_llamacli_repositories",
+}
 
 
 def zsh(program: Command, commands: list[Command]) -> str:
@@ -259,7 +268,6 @@ function __llamacli_models
     set -l hub $cache/huggingface/hub
     set -q HF_HOME; and set hub $HF_HOME/hub
     set -q HF_HUB_CACHE; and set hub $HF_HUB_CACHE
-    __fish_complete_directories (commandline -ct)
     set -l models $hub/models--*/
     string replace -r '.*/models--(.*)/$' '$1' $models | string replace -a -- -- /
 end
@@ -270,7 +278,8 @@ _FISH_ACTIONS = {
     Value.NOTHING: "",
     Value.TEXT: " -x",
     Value.FILE: " -r -F",
-    Value.MODEL: " -x -a '(__llamacli_models)'",
+    Value.MODEL: " -x -a '(__fish_complete_directories (commandline -ct); __llamacli_models)'",
+    Value.REPO: " -x -a '(__llamacli_models)'",
 }
 
 
@@ -283,7 +292,7 @@ def fish(program: Command, commands: list[Command]) -> str:
     for command in commands:
         here = f"'__fish_seen_subcommand_from {command.name}'"
         lines += [_fish_option(here, option) for option in command.options]
-        if command.argument in (Value.FILE, Value.MODEL):
+        if command.argument in (Value.FILE, Value.MODEL, Value.REPO):
             action = _FISH_ACTIONS[command.argument].replace(" -x", "").replace(" -r", "")
             lines.append(f"complete -c llamacli -n {here}{action}")
     return _FISH + "\n".join(lines) + "\n"

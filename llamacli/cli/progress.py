@@ -1,7 +1,7 @@
 """The progress of a long job: a bar on a terminal, one line elsewhere."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Report = Callable[[str, int], None]
+Lines = Callable[[], Sequence[str]]
 
 SHORT_JOB_S = 0.3  # ends before a bar could be read
 _ROOM_FOR_CTRL_C = 3  # a terminal writes ^C behind the bar; in the last column it would wrap
@@ -21,12 +22,18 @@ _ROOM_FOR_CTRL_C = 3  # a terminal writes ^C behind the bar; in the last column 
 
 @contextmanager
 def progress(
-    terminal: Terminal, title: str, total_bytes: int, total_items: int = 0, unit: str = "tensors"
+    terminal: Terminal,
+    title: str,
+    total_bytes: int,
+    total_items: int = 0,
+    unit: str = "tensors",
+    lines: Lines | None = None,
 ) -> Iterator[Report]:
     """Show on stderr how far a job is: a bar that disappears, or one line if that cannot be shown.
 
     Within it the job calls what it is given, in this thread and as often as it likes, with the
-    name of an item and the bytes just done of it; how many names came is shown too.
+    name of an item and the bytes just done of it; how many names came is shown too. `lines` gives
+    what stands below the bar, for a job that does several items at once.
     """
     from rich.filesize import decimal
 
@@ -36,7 +43,7 @@ def progress(
     phase = f"{title} {items}, {size} …" if items else f"{title} {size} …"
     begin(terminal, phase)
     if terminal.can_redraw:
-        with _bar(terminal, title, total_bytes, items) as report:
+        with _bar(terminal, title, total_bytes, items, lines) as report:
             yield report
     else:
         yield lambda name, nbytes: None
@@ -51,7 +58,9 @@ def begin(terminal: Terminal, phase: str) -> None:
 
 
 @contextmanager
-def _bar(terminal: Terminal, title: str, total_bytes: int, items: str) -> Iterator[Report]:
+def _bar(
+    terminal: Terminal, title: str, total_bytes: int, items: str, lines: Lines | None
+) -> Iterator[Report]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
@@ -62,7 +71,7 @@ def _bar(terminal: Terminal, title: str, total_bytes: int, items: str) -> Iterat
         TimeRemainingColumn(compact=True),
     )
     task = bar.add_task(title, total=total_bytes, items="", name="")
-    live = _live_display(terminal, bar)
+    live = _live_display(terminal, bar, lines)
     names: set[str] = set()
 
     def report(name: str, nbytes: int) -> None:
@@ -82,8 +91,8 @@ def _bar(terminal: Terminal, title: str, total_bytes: int, items: str) -> Iterat
         terminal.end_line()
 
 
-def _live_display(terminal: Terminal, bar: "Progress") -> "Live":
-    """Two lines that redraw themselves: the bar of the only task, and its bytes, speed and name."""
+def _live_display(terminal: Terminal, bar: "Progress", lines: Lines | None) -> "Live":
+    """Lines that redraw themselves: the bar of the only task, its bytes and speed, its name."""
     from rich.console import Console, Group
     from rich.constrain import Constrain
     from rich.live import Live
@@ -94,9 +103,13 @@ def _live_display(terminal: Terminal, bar: "Progress") -> "Live":
 
     def draw() -> "RenderableType":
         (task,) = bar.tasks
-        facts = [size.render(task), "  ", speed.render(task), "  ", task.fields["name"]]
-        below = Text.assemble(*facts, no_wrap=True, overflow="ellipsis")
-        return Constrain(Group(bar, below), console.width - _ROOM_FOR_CTRL_C)
+        facts = Text.assemble(size.render(task), "  ", speed.render(task))
+        if lines is None:
+            facts.append(f"  {task.fields['name']}")
+        below = [facts, *map(Text, lines() if lines else ())]
+        for line in below:
+            line.no_wrap, line.overflow = True, "ellipsis"
+        return Constrain(Group(bar, *below), console.width - _ROOM_FOR_CTRL_C)
 
     console = Console(
         file=_Stderr(terminal),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from llamacli.cli.console import Terminal
+from llamacli.cli.download_progress import resolve_model
 from llamacli.cli.option_class import takes_options
 from llamacli.cli.progress import progress
 from llamacli.cli.quantize_options import QuantizeOptions, checked
@@ -61,7 +62,6 @@ def open_source(terminal: Terminal, options: QuantizeOptions) -> Source:
     """Find the model, and read its config and the headers of its weights."""
     calm_threads()
     with terminal.importing():
-        from llamacli import hub
         from llamacli.loading import open_weights
         from llamacli.model_folder import DEMO_FOLDER, read_config
     if options.model is None:
@@ -69,7 +69,7 @@ def open_source(terminal: Terminal, options: QuantizeOptions) -> Source:
     set_threads(options.threads)
     terminal.status("reading the model …")
     model = DEMO_FOLDER if options.model is None else options.model
-    path = hub.resolve(model, revision=options.revision, offline=options.offline).path
+    path = resolve_model(terminal, model, options.revision, offline=options.offline).path
     config = read_config(path)
     return Source(path, config, open_weights(path, config))
 

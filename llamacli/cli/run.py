@@ -10,6 +10,7 @@ import typer
 
 from llamacli.cli.choices import Activations, CacheImplementation
 from llamacli.cli.console import Terminal
+from llamacli.cli.download_progress import resolve_model
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.option_class import takes_options
 from llamacli.cli.prompt_sources import PromptRecord, collect_prompts
@@ -94,15 +95,15 @@ def open_folder(
 ) -> "ModelFolder":
     """Find the model, and read everything of it but the weights, if these are needed at all."""
     with terminal.importing():
-        from llamacli import hub
         from llamacli.model_folder import DEMO_FOLDER, ModelFolder
     if options.model is None:
         terminal.note("using the small demo model; -m MODEL names another")
     terminal.status("reading the model …")
     model = DEMO_FOLDER if options.model is None else options.model
-    snapshot = hub.resolve(
-        model, revision=options.revision, offline=options.offline, weights=weights
+    snapshot = resolve_model(
+        terminal, model, options.revision, offline=options.offline, weights=weights
     )
+    terminal.status("reading the model …")
     folder = ModelFolder.open(snapshot)
     if weights:
         folder.read_ahead()  # import torch takes a second
