@@ -16,13 +16,13 @@ import llamacli
 ROWS = [
     # what needs the standard library alone
     """errors json_files config request masks rope atomic context_window stop_strings lookup timings
-    generation_config background part_file mask_view mask_view.kinds mask_view.labels
+    generation_config hub.background hub.part_file mask_view mask_view.kinds mask_view.labels
     mask_view.layout""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
     tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken stream_decoder prompts
-    template_worker logit_bias hub_settings hub_client hub_errors hub_listing hub_cache hub_verify
-    transfer download_target download hub model_folder cpu_quota mask_view.rows mask_view.text
+    template_worker logit_bias hub.settings hub.client hub.errors hub.listing hub.cache hub.verify
+    hub.transfer hub.target hub.download hub model_folder cpu_quota mask_view.rows mask_view.text
     mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
     """cache memory sampling quantization kernels kernels.native dense_linear quantized_linear
@@ -44,10 +44,10 @@ ROWS = [
 ROW_OF = {f"llamacli.{name}": row for row, names in enumerate(ROWS) for name in names.split()}
 
 # Third-party package → the modules that may know it.
-ONLY_IN: dict[str, str | tuple[str, ...]] = {
+ONLY_IN = {
     "typer": "llamacli.cli.",
     "rich": "llamacli.cli.",
-    "huggingface_hub": ("llamacli.hub", "llamacli.download"),
+    "huggingface_hub": "llamacli.hub",
     "httpx2": "llamacli.hub",
     "jinja2": "llamacli.template_worker",
     "PIL": "llamacli.mask_view.png",

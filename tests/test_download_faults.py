@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from llamacli import transfer
-from llamacli.hub_listing import HubFile
+from llamacli.hub import transfer
+from llamacli.hub.listing import HubFile
 from tests.command_line import refused
 from tests.downloading import NEEDED, Place, ended, is_whole
 from tests.fake_hub import NAMES, SHA, FakeHub, etag, fake_hub

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from llamacli.errors import ArtifactError, CheckpointError, ConfigError, RequestError
-from llamacli.hub_listing import (
+from llamacli.hub.listing import (
     HubFile,
     Listing,
     check_name,

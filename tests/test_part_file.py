@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from llamacli.part_file import MARK_BYTES, PartFile, Writer
+from llamacli.hub.part_file import MARK_BYTES, PartFile, Writer
 
 
 def put(part: PartFile, start: int, data: bytes) -> None:

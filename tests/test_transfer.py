@@ -10,13 +10,12 @@ import httpx2
 import pytest
 from huggingface_hub import constants, hf_hub_url, utils
 
-from llamacli import download, transfer
-from llamacli.background import Progress, Step
 from llamacli.errors import NetworkError
-from llamacli.hub import resolve
-from llamacli.hub_client import HubClient, wait_asked_for
-from llamacli.hub_listing import HubFile
-from llamacli.part_file import PartFile
+from llamacli.hub import download, resolve, transfer
+from llamacli.hub.background import Progress, Step
+from llamacli.hub.client import HubClient, wait_asked_for
+from llamacli.hub.listing import HubFile
+from llamacli.hub.part_file import PartFile
 from tests.fake_hub import SHA, FakeHub, fake_hub
 
 SIZE = 3_000_000

@@ -14,7 +14,7 @@ from llamacli.cli.option_class import takes_options
 from llamacli.errors import CheckpointError, NetworkError, NotFoundError, printable
 
 if TYPE_CHECKING:
-    from llamacli.download import Plan
+    from llamacli.hub.download import Plan
 
 
 def download_model(ctx: typer.Context, options: DownloadOptions) -> None:
@@ -51,8 +51,8 @@ def download_files(terminal: Terminal, options: DownloadOptions, name: str) -> N
     """Plan, and fetch unless only the plan was asked for."""
     from llamacli import hub
     from llamacli.cli import download_report
-    from llamacli.download import fetch
-    from llamacli.hub_settings import constants
+    from llamacli.hub.download import fetch
+    from llamacli.hub.settings import constants
 
     if options.offline or constants().HF_HUB_OFFLINE:
         write_path(terminal, options, name, hub.only_cached(name, options.revision).path, 0)
@@ -75,7 +75,7 @@ def ask(
 ) -> "Plan | None":
     """What is to be done; None if the hub cannot be reached, but the cache has the model."""
     from llamacli import hub
-    from llamacli.download import make_plan
+    from llamacli.hub.download import make_plan
 
     terminal.status(f"asking the hub for {printable(name)} …")
     try:
@@ -114,7 +114,7 @@ def write_path(
 def list_cache(terminal: Terminal, options: DownloadOptions) -> None:
     """The models in the cache, and what is there of each."""
     from llamacli.cli import download_report
-    from llamacli.hub_cache import cached_models
+    from llamacli.hub.cache import cached_models
 
     terminal.write(download_report.cache_text(terminal, cached_models(), as_json=options.json))
 
@@ -126,10 +126,10 @@ def verify_cache(terminal: Terminal, options: DownloadOptions) -> None:
         CheckpointError: a file has wrong bytes.
         NotFoundError: files are missing.
     """
-    from llamacli.background import run_in_background
     from llamacli.cli import download_report
-    from llamacli.hub_cache import CachedModel, cached_models
-    from llamacli.hub_verify import State, verify
+    from llamacli.hub.background import run_in_background
+    from llamacli.hub.cache import CachedModel, cached_models
+    from llamacli.hub.verify import State, verify
 
     models = [CachedModel(options.repo)] if options.repo else [*cached_models()]
     with DownloadDisplay(terminal) as display:
@@ -146,7 +146,7 @@ def verify_cache(terminal: Terminal, options: DownloadOptions) -> None:
 def remove(terminal: Terminal, name: str) -> None:
     """Delete a model from the cache."""
     from llamacli.cli.download_report import size
-    from llamacli.hub_cache import CachedModel
+    from llamacli.hub.cache import CachedModel
 
     model = CachedModel(name)
     nbytes = model.nbytes

@@ -11,10 +11,10 @@ from llamacli.cli.console import Terminal
 from llamacli.errors import printable
 
 if TYPE_CHECKING:
-    from llamacli.download import Plan
-    from llamacli.hub_cache import CachedModel
-    from llamacli.hub_listing import HubFile
-    from llamacli.hub_verify import Verified
+    from llamacli.hub.cache import CachedModel
+    from llamacli.hub.download import Plan
+    from llamacli.hub.listing import HubFile
+    from llamacli.hub.verify import Verified
 
 
 def size(nbytes: int) -> str:

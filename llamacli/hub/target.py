@@ -9,12 +9,12 @@ from pathlib import Path
 from threading import Event
 
 from llamacli.atomic import sync
-from llamacli.background import Report
 from llamacli.errors import LocalIOError, printable
-from llamacli.hub_cache import CachedModel
-from llamacli.hub_listing import HubFile, Listing
-from llamacli.hub_settings import constants
-from llamacli.hub_verify import has_hash
+from llamacli.hub.background import Report
+from llamacli.hub.cache import CachedModel
+from llamacli.hub.listing import HubFile, Listing
+from llamacli.hub.settings import constants
+from llamacli.hub.verify import has_hash
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from llamacli.errors import (
     first_five,
     printable,
 )
-from llamacli.hub_client import HubClient, Refused
+from llamacli.hub.client import HubClient, Refused
 from llamacli.json_files import read_json_object
 
 MAX_FILES = 100_000

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from llamacli.atomic import atomic_write, sync
 from llamacli.errors import ArtifactError, LlamacliError, LocalIOError, NotFoundError, printable
-from llamacli.hub_listing import (
+from llamacli.hub.listing import (
     INDEX,
     SINGLE,
     HubFile,
@@ -26,7 +26,7 @@ from llamacli.hub_listing import (
     listing_text,
     read_listing,
 )
-from llamacli.hub_settings import constants
+from llamacli.hub.settings import constants
 from llamacli.json_files import read_json_object
 
 # As huggingface_hub's validate_repo_id, which takes a while to import.

@@ -8,8 +8,8 @@ from pathlib import Path
 from threading import Event
 from typing import NamedTuple
 
-from llamacli.background import Progress, Report, Step, Stopped
-from llamacli.hub_cache import CachedModel
+from llamacli.hub.background import Progress, Report, Step, Stopped
+from llamacli.hub.cache import CachedModel
 
 _READ_BYTES = 1 << 20
 

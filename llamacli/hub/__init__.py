@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llamacli.background import Report, ignore
-from llamacli.download import fetch, make_plan
 from llamacli.errors import (
     AuthenticationError,
     CheckpointError,
@@ -17,9 +15,11 @@ from llamacli.errors import (
     first_five,
     printable,
 )
-from llamacli.hub_cache import CachedModel
-from llamacli.hub_listing import WEIGHTS
-from llamacli.hub_settings import constants
+from llamacli.hub.background import Report, ignore
+from llamacli.hub.cache import CachedModel
+from llamacli.hub.download import fetch, make_plan
+from llamacli.hub.listing import WEIGHTS
+from llamacli.hub.settings import constants
 
 logger = logging.getLogger(__name__)
 

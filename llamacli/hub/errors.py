@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from llamacli.background import Stopped
 from llamacli.errors import (
     AuthenticationError,
     LlamacliError,
@@ -11,7 +10,8 @@ from llamacli.errors import (
     NotFoundError,
     printable,
 )
-from llamacli.hub_client import Refused
+from llamacli.hub.background import Stopped
+from llamacli.hub.client import Refused
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError

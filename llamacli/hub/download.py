@@ -10,14 +10,14 @@ from pathlib import Path
 from threading import Event
 from typing import TypeVar
 
-from llamacli import transfer
-from llamacli.background import Crew, Progress, Report, Step, Stopped, ignore, run_in_background
-from llamacli.download_target import CacheTarget, FolderTarget
 from llamacli.errors import CheckpointError, LocalIOError, printable
-from llamacli.hub_cache import CachedModel
-from llamacli.hub_client import HubClient
-from llamacli.hub_errors import translate
-from llamacli.hub_listing import Choice, HubFile, Listing, choose, fetch_listing
+from llamacli.hub import transfer
+from llamacli.hub.background import Crew, Progress, Report, Step, Stopped, ignore, run_in_background
+from llamacli.hub.cache import CachedModel
+from llamacli.hub.client import HubClient
+from llamacli.hub.errors import translate
+from llamacli.hub.listing import Choice, HubFile, Listing, choose, fetch_listing
+from llamacli.hub.target import CacheTarget, FolderTarget
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def make_plan(
         report: is told what takes long.
 
     Raises:
-        LlamacliError: see `hub.resolve` and `hub_listing.choose`.
+        LlamacliError: see `hub.resolve` and `listing.choose`.
     """
     model = CachedModel(name)
     revision = revision or "main"

@@ -6,12 +6,12 @@ from threading import Event
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
-from llamacli.background import Crew, Progress, Step
 from llamacli.errors import NetworkError, printable
-from llamacli.hub_client import CutShort, HubClient, Patience
-from llamacli.hub_listing import HubFile
-from llamacli.hub_verify import hasher
-from llamacli.part_file import PartFile, Writer
+from llamacli.hub.background import Crew, Progress, Step
+from llamacli.hub.client import CutShort, HubClient, Patience
+from llamacli.hub.listing import HubFile
+from llamacli.hub.part_file import PartFile, Writer
+from llamacli.hub.verify import hasher
 
 if TYPE_CHECKING:
     from httpx2 import Response
