@@ -16,7 +16,8 @@ import llamacli
 ROWS = [
     # what needs the standard library alone
     """errors json_files config request masks rope atomic context_window stop_strings lookup timings
-    generation_config mask_view mask_view.kinds mask_view.labels mask_view.layout""",
+    generation_config mask_view mask_view.kinds mask_view.labels mask_view.layout
+    machine_memory benchmark benchmark.cases benchmark.shapes benchmark.record benchmark.report""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
     tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken stream_decoder prompts
@@ -29,12 +30,14 @@ ROWS = [
     "generation evaluation quantization_report",
     "loading",
     "model",
-    "attention_visualizer",
+    """attention_visualizer benchmark.machine benchmark.random_weights benchmark.measure
+    benchmark.roofs benchmark.work benchmark.session""",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
     cli.options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results
     cli.run cli.progress cli.quantize_options cli.quantize_evaluation
     cli.quantize_report cli.quantize cli.visualize_mask_options cli.visualize_mask
+    cli.bench_options cli.bench
     cli.commands cli.completions cli.app __main__""",
 ]
 ROW_OF = {f"llamacli.{name}": row for row, names in enumerate(ROWS) for name in names.split()}

@@ -167,7 +167,7 @@ def fish(line: str, place: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("llamacli ", ["quantize", "run", "visualize-mask"]),
+        ("llamacli ", ["bench", "quantize", "run", "visualize-mask"]),
         ("llamacli --v", ["--version"]),
         ("llamacli run --top", ["--top-k", "--top-p"]),
         ("llamacli run --dtype b", ["bfloat16"]),

@@ -14,7 +14,7 @@ from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.option_class import takes_options
 from llamacli.cli.prompt_sources import PromptRecord, collect_prompts
 from llamacli.cli.run_options import RunOptions, checked, origin
-from llamacli.cli.threads import calm_threads, set_threads
+from llamacli.cli.threads import calm_threads, default_threads, set_threads
 from llamacli.errors import LlamacliError
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from llamacli.generation import TokenStream
     from llamacli.model import LlamaForCausalLM
     from llamacli.model_folder import ModelFolder
-
-# Parameters of a model whose operations are so short that threads mostly wait for each other: with
-# a busy core beside them a step of the demo model took 190 ms on two threads, 2 ms on one.
-SMALL_MODEL = 30_000_000
 
 SHORT_HELP = """\
 llamacli run continues a text. There is no prompt yet; give it one:
@@ -167,8 +163,8 @@ def load_weights(
         progress=show_progress,
     )
     values = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
-    if options.threads is None and values < SMALL_MODEL:
-        torch.set_num_threads(1)
+    if options.threads is None:
+        torch.set_num_threads(default_threads(values))
     return model
 
 

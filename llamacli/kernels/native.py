@@ -9,7 +9,7 @@ import ctypes
 import importlib.util
 import os
 import sys
-from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -139,6 +139,8 @@ def kernels() -> Any:
     library.llamacli_unpack.argtypes = (POINTER(Unpacking), c_int)
     library.llamacli_scratch.argtypes = (POINTER(Step), c_int)
     library.llamacli_scratch.restype = c_int64
+    library.llamacli_read.argtypes = (c_void_p, c_int64, c_int)
+    library.llamacli_read.restype = c_uint64
     library.llamacli_step.argtypes = (POINTER(Step), c_int)
     if not library.llamacli_use(None if wanted is None else wanted.encode()):
         known = "portable, avx2, avx512, amx (as far as this CPU has them) or torch"
@@ -215,3 +217,8 @@ def unpack(matrix: Matrix, first_tile: int, last_tile: int) -> Tensor:
     unpacking = Unpacking(ctypes.pointer(matrix), out.data_ptr(), first_tile, last_tile)
     kernels().llamacli_unpack(byref(unpacking), torch.get_num_threads())
     return out
+
+
+def read(data: Tensor) -> None:
+    """Read a tensor of the CPU once, as fast as the memory gives it; 256 bytes at a time."""
+    kernels().llamacli_read(data.data_ptr(), data.nbytes // 256, torch.get_num_threads())

@@ -1,0 +1,149 @@
+"""Rows as Markdown, CSV, JSON or JSON lines."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from llamacli.benchmark.record import Row, Subject, spread
+from llamacli.errors import printable
+
+SCHEMA_VERSION = 1
+COUNTED = "Tokens per second of the model alone; tokenizing and sampling are not counted."
+
+
+def to_json(rows: Sequence[Row], machine: Mapping[str, Any]) -> str:
+    """One object."""
+    found = [row.to_dict() for row in rows]
+    report = {"schema_version": SCHEMA_VERSION, "counted": COUNTED, "machine": machine}
+    return json.dumps(report | {"rows": found}, indent=2) + "\n"
+
+
+def json_line(row: Row) -> str:
+    """A row as a line."""
+    return json.dumps({"schema_version": SCHEMA_VERSION} | row.to_dict()) + "\n"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """A header, and a line for each row; what is no single value is JSON."""
+    out = io.StringIO()
+    found = [row.to_dict() for row in rows]
+    writer = csv.DictWriter(out, list(found[0]), lineterminator="\n")
+    writer.writeheader()
+    for values in found:
+        nested = {key: json.dumps(v) for key, v in values.items() if isinstance(v, list | dict)}
+        writer.writerow(values | nested)
+    return out.getvalue()
+
+
+# ----------------------------------------------------------------------------------------------
+# Markdown
+
+Cell = Callable[[Row], str]
+
+# What is the same in all rows stands above the table, the rest is a column.
+_FACTS: Mapping[str, Callable[[Subject], str]] = {
+    "model": lambda s: printable(s.model),
+    "parameters": lambda s: f"{s.parameters / 1e9:.2f} B",
+    "weights": lambda s: f"{s.weights} {s.model_bytes / 1e9:.2f} GB",
+    "dtype": lambda s: s.dtype,
+    "device": lambda s: s.device,
+    "threads": lambda s: str(s.threads),
+    "kernels": lambda s: s.kernels,
+    "load": lambda s: f"{s.load_s:.1f} s",
+    "reads": lambda s: f"{s.bandwidth / 1e9:.1f} GB/s",
+    "multiplies": lambda s: f"{s.peak_flops / 1e9:,.0f} GFLOP/s",
+}
+# Of these the table shows only whose they are; how they differ is in the other formats.
+_NOT_A_COLUMN = ("parameters", "reads", "multiplies")
+
+
+def to_markdown(rows: Sequence[Row], changes: Sequence[str] = ()) -> str:
+    """The table, aligned, with what its rows share above it.
+
+    Args:
+        rows: at least one.
+        changes: since an earlier report, one for each row.
+    """
+    facts = {title: [cell(row.subject) for row in rows] for title, cell in _FACTS.items()}
+    shared = {title: cells[0] for title, cells in facts.items() if len(set(cells)) == 1}
+    columns = {
+        title: cells
+        for title, cells in facts.items()
+        if title not in shared and title not in _NOT_A_COLUMN
+    }
+    columns |= {title: [cell(row) for row in rows] for title, cell in _columns(rows).items()}
+    if changes:
+        columns["change"] = list(changes)
+    return f"{_heading(rows[0].subject, shared)}\n\n{_table(columns)}"
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, Cell]:
+    found: dict[str, Cell] = {
+        "test": lambda row: row.case.test,
+        "tok/s": lambda row: with_spread(row.tokens_per_second, spread(row.samples)),
+    }
+    if any(row.steps_s for row in rows):
+        found["GB/s"] = lambda row: _share(row.bytes_per_second, row.subject.bandwidth, "GB/s")
+    if any(row.prefill_s for row in rows):
+        found["GFLOP/s"] = lambda row: _share(row.flops_per_second, row.subject.peak_flops, "")
+        found["first token"] = lambda row: (
+            f"{fmean(row.prefill_s) * 1000:,.0f} ms" if row.prefill_s else ""
+        )
+    found["memory"] = lambda row: f"{row.peak_memory_bytes / 1e9:.2f} GB"
+    for number, other in enumerate(rows[0].versus):
+        found[printable(other.peer)] = lambda row, n=number: with_spread(  # type: ignore[misc]
+            fmean(row.versus[n].samples), spread(row.versus[n].samples)
+        )
+        found["ratio" + " " * number] = lambda row, n=number: with_spread(  # type: ignore[misc]
+            fmean(row.versus[n].ratios), spread(row.versus[n].ratios), 2
+        )
+    return found
+
+
+def with_spread(mean: float, deviation: float, digits: int = 1) -> str:
+    """Mean ± standard deviation."""
+    return f"{mean:,.{digits}f} ± {deviation:.{digits}f}"
+
+
+def _share(speed: float | None, roof: float, unit: str) -> str:
+    if speed is None:
+        return ""
+    shown = f"{speed / 1e9:.1f}" if unit else f"{speed / 1e9:,.0f}"
+    return f"{shown} ({speed / roof:.0%})"
+
+
+def _heading(subject: Subject, shared: Mapping[str, str]) -> str:
+    build = f" ({subject.commit})" if subject.commit else ""
+    program = f"llamacli {subject.version}{build}, torch {subject.torch}, {subject.device_name}"
+    lines = [program]
+    line = ""
+    for title, text in shared.items():
+        fact = f"{title} {text}"
+        if line and len(line) + len(fact) > 76:
+            lines.append(line)
+            line = ""
+        line = f"{line}, {fact}" if line else fact
+    return "  \n".join([*lines, line, COUNTED])
+
+
+def _table(columns: Mapping[str, Sequence[str]]) -> str:
+    """Numbers, which all columns hold from "test" on, stand to the right."""
+    widths = [max(map(len, (title, *cells))) for title, cells in columns.items()]
+    left = [*columns].index("test") + 1
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |\n"
+
+    rules = [
+        "-" * width if place < left else "-" * (width - 1) + ":"
+        for place, width in enumerate(widths)
+    ]
+    body = "".join(map(line, zip(*columns.values(), strict=True)))
+    return line([*columns]) + line(rules) + body

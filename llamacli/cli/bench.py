@@ -1,0 +1,142 @@
+"""llamacli bench: how fast a model runs here, and how fast it could."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+import typer
+
+from llamacli.cli.bench_options import BenchOptions, Format, checked
+from llamacli.cli.console import Terminal
+from llamacli.cli.option_class import takes_options
+from llamacli.cli.progress import begin
+from llamacli.cli.threads import calm_threads, default_threads, set_threads
+from llamacli.errors import RequestError, printable
+
+if TYPE_CHECKING:
+    from llamacli.benchmark.record import Row
+    from llamacli.benchmark.session import Source
+    from llamacli.quantization_plan import Recipe
+
+
+def bench_models(ctx: typer.Context, options: BenchOptions) -> None:
+    """Measure how fast models run, and how near that is to what the machine can do.
+
+    The table goes to stdout: pp is a prompt, tg the decoding of new tokens, @ d at a depth of the
+    context, b in a batch. Tokenizing and sampling are not counted. LISTs are such as 512 or 0,1024
+    or 1-8*2; every combination is measured.
+
+    \b
+    Examples:
+      llamacli bench ./my-model
+      llamacli bench --shape tinyllama-1.1b --quantize none,int4
+      llamacli bench ./my-model -p 512 -n 128 -d 0,1024 -b 1,4 -t 1,2 -o json > new.json
+    """
+    terminal: Terminal = ctx.obj
+    options = checked(ctx, options)
+    calm_threads()
+    with terminal.importing():
+        from llamacli.benchmark import session  # noqa: F401
+    sources = open_sources(terminal, options)
+    rows: list[Row] = []
+    try:
+        for row in measure_all(terminal, options, sources):
+            rows.append(row)
+            if options.output_format is Format.JSONL:
+                write(terminal, options, [row])
+    finally:  # what is finished when it is interrupted, too
+        if rows and options.output_format is not Format.JSONL:
+            write(terminal, options, rows)
+
+
+def open_sources(terminal: Terminal, options: BenchOptions) -> "list[Source]":
+    """Everything that is measured, each form of it, before the first is loaded.
+
+    Raises:
+        RequestError: a test is longer than a model's context.
+    """
+    from llamacli.benchmark.session import Source
+    from llamacli.quantization_plan import Recipe
+
+    set_threads(None)
+    sources: list[Source] = []
+    for bits in options.bits:
+        recipe = None if bits is None else Recipe(bits=bits)
+        sources += [Source.of_shape(name, recipe) for name in options.shape or ()]
+        for name in options.models or () if options.shape else options.models or (None,):
+            sources.append(open_source(terminal, options, name, recipe))
+    longest = max(case.length for case in options.cases)
+    for source in sources:
+        if longest > source.config.context_length:
+            context = f"the context of {printable(source.name)} is {source.config.context_length:,}"
+            raise RequestError(f"a test needs {longest:,} tokens, {context}")
+    return sources
+
+
+def open_source(
+    terminal: Terminal, options: BenchOptions, name: str | None, recipe: "Recipe | None"
+) -> "Source":
+    """A model of a folder or the hub."""
+    from llamacli import hub
+    from llamacli.benchmark.session import Source
+    from llamacli.loading import open_weights
+    from llamacli.model_folder import DEMO_FOLDER, read_config
+
+    if name is None:
+        terminal.note("using the small demo model; the argument MODEL names another")
+    terminal.status("reading the model …")
+    model = DEMO_FOLDER if name is None else name
+    snapshot = hub.resolve(model, revision=options.revision, offline=options.offline)
+    config = read_config(snapshot.path)
+    return Source(
+        name="demo" if name is None else name,
+        revision=snapshot.revision,
+        config=config,
+        weights=open_weights(snapshot.path, config),
+        recipe=recipe,
+    )
+
+
+def measure_all(
+    terminal: Terminal, options: BenchOptions, sources: "list[Source]"
+) -> "Iterator[Row]":
+    """The rows of all sources; what is being done is told on stderr."""
+    from llamacli.benchmark.session import Settings, measure
+
+    for number, source in enumerate(sources, start=1):
+        settings = Settings(
+            cases=options.cases,
+            threads=options.thread_counts or [default_threads(source.parameters)],
+            repetitions=options.repetitions,
+            dtype=options.dtype.value,
+            device=options.device,
+            activations=options.activations.value,
+        )
+        which = f"{printable(source.name)} {source.form('')}".rstrip()
+        if len(sources) > 1:
+            which += f" ({number} of {len(sources)})"
+
+        def show(phase: str, step: str = "", which: str = which) -> None:
+            tell = terminal.status if step else partial(begin, terminal)
+            tell(f"{which}: {phase}{step} …")
+
+        yield from measure(source, settings, (), show)
+
+
+def write(terminal: Terminal, options: BenchOptions, rows: "list[Row]") -> None:
+    """The report, in the format asked for."""
+    from llamacli.benchmark import report
+    from llamacli.benchmark.machine import machine
+
+    match options.output_format:
+        case Format.MD:
+            terminal.write(report.to_markdown(rows))
+        case Format.CSV:
+            terminal.write(report.to_csv(rows))
+        case Format.JSON:
+            terminal.write(report.to_json(rows, machine()))
+        case Format.JSONL:
+            terminal.write("".join(map(report.json_line, rows)))
+
+
+bench = takes_options(bench_models, BenchOptions)
