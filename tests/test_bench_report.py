@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llamacli.benchmark.cases import Case
-from llamacli.benchmark.record import Row, Subject, Versus, percentiles, spread
+from llamacli.benchmark.record import Change, Row, Subject, Versus, percentiles, spread
 from llamacli.benchmark.report import COUNTED, json_line, to_csv, to_json, to_markdown
 
 SUBJECT = Subject(
@@ -128,11 +128,11 @@ def test_markdown_puts_what_all_rows_share_above_the_table() -> None:
                  "reads 20.0 GB/s", "multiplies 4,000 GFLOP/s", COUNTED):  # fmt: skip
         assert fact in heading
     header, rule, *cells = table(text)
-    assert header == ["test", "tok/s", "GB/s", "GFLOP/s", "first token", "memory"]
+    assert header == ["test", "tok/s", "of the roof", "first token", "memory"]
     assert set("".join(rule)) == {"-", ":"}
     assert cells == [
-        ["pp8", "24.0 ± 11.3", "", "800 (20%)", "375 ms", "0.90 GB"],
-        ["tg4", "2.7 ± 1.9", "2.0 (10%)", "", "", "0.90 GB"],
+        ["pp8", "24.0 ± 11.3", "800 GFLOP/s (20%)", "375 ms", "0.90 GB"],
+        ["tg4", "2.7 ± 1.9", "2.0 GB/s (10%)", "", "0.90 GB"],
     ]
     assert max(map(len, text.splitlines())) <= 80
 
@@ -142,14 +142,14 @@ def test_markdown_makes_a_column_of_what_differs() -> None:
     header, _, *cells = table(to_markdown(rows))
     assert header[:2] == ["threads", "test"]
     assert [line[0] for line in cells] == ["1", "2"]
-    assert [line[3] for line in cells] == ["4.0 (40%)", "4.0 (20%)"]
+    assert [line[3] for line in cells] == ["4.0 GB/s (40%)", "4.0 GB/s (20%)"]
 
 
 def test_markdown_shows_peers_and_changes() -> None:
     peer = Versus(peer="llama.cpp", about="b1", samples=[1.0, 3.0], ratios=[4.0, 2.0])
-    header, _, cells = table(to_markdown([row([1.0], versus=[peer])], ["+3% same"]))
+    header, _, cells = table(to_markdown([row([1.0], versus=[peer], change=Change(1.031, "same"))]))
     assert header[-3:] == ["llama.cpp", "ratio", "change"]
-    assert cells[-3:] == ["2.0 ± 1.4", "3.00 ± 1.41", "+3% same"]
+    assert cells[-3:] == ["2.0 ± 1.4", "3.00 ± 1.41", "+3.1% same"]
 
 
 def test_a_hostile_name_cannot_act_on_a_terminal() -> None:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import llamacli
+from llamacli.cli.bench_options import BenchOptions
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.quantize_options import QuantizeOptions
 from llamacli.cli.run_options import RunOptions
@@ -37,7 +38,7 @@ def test_every_module_is_on_the_map() -> None:
 
 
 def test_every_option_exists() -> None:
-    commands = (RunOptions, QuantizeOptions, VisualizeMaskOptions)
+    commands = (RunOptions, QuantizeOptions, VisualizeMaskOptions, BenchOptions)
     options = {field.name for command in commands for field in dataclasses.fields(command)}
     written = {name.replace("-", "_") for name in re.findall(r"`?--([a-z][a-z-]+)", README)}
     assert written - {"write", "strict", "help"} <= options

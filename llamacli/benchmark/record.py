@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from statistics import fmean, quantiles, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from llamacli.benchmark.cases import Case
 
@@ -57,6 +57,7 @@ class Row:
         prefill_flops: operations of the prompts.
         peak_memory_bytes: of the process since the model was loaded, or of the GPU.
         versus: the peers' results.
+        change: since an earlier report, where there is one.
     """
 
     subject: Subject
@@ -68,6 +69,7 @@ class Row:
     prefill_flops: float
     peak_memory_bytes: int
     versus: Sequence["Versus"] = ()
+    change: "Change | None" = None
 
     @cached_property
     def samples(self) -> list[float]:
@@ -111,6 +113,7 @@ class Row:
             **asdict(self.case),
             **asdict(self.subject),
             "versus": [other.to_dict() for other in self.versus],
+            "change": self.change and self.change._asdict(),
         }
 
 
@@ -138,6 +141,26 @@ class Versus:
             "ratio": fmean(self.ratios),
             "ratio_stddev": spread(self.ratios),
         }
+
+
+class Change(NamedTuple):
+    """How a row differs from the earlier one.
+
+    Attributes:
+        ratio: of the mean speeds, new to old; None where the earlier report lacks the row.
+        verdict: "faster" or "slower" beyond the noise, "same" within it, "unknown" with a single
+            sample on a side, "new" without an earlier row.
+    """
+
+    ratio: float | None
+    verdict: str
+
+    def __str__(self) -> str:
+        return self.verdict if self.ratio is None else f"{self.ratio - 1:+.1%} {self.verdict}"
+
+    def is_under(self, limit: float) -> bool:
+        """Whether it is slower than a limit, and noise does not explain it."""
+        return self.ratio is not None and self.ratio < limit and self.verdict != "same"
 
 
 def spread(values: Sequence[float]) -> float:

@@ -60,13 +60,8 @@ _FACTS: Mapping[str, Callable[[Subject], str]] = {
 _NOT_A_COLUMN = ("parameters", "reads", "multiplies")
 
 
-def to_markdown(rows: Sequence[Row], changes: Sequence[str] = ()) -> str:
-    """The table, aligned, with what its rows share above it.
-
-    Args:
-        rows: at least one.
-        changes: since an earlier report, one for each row.
-    """
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The table of at least one row, aligned, with what all rows share above it."""
     facts = {title: [cell(row.subject) for row in rows] for title, cell in _FACTS.items()}
     shared = {title: cells[0] for title, cells in facts.items() if len(set(cells)) == 1}
     columns = {
@@ -75,8 +70,6 @@ def to_markdown(rows: Sequence[Row], changes: Sequence[str] = ()) -> str:
         if title not in shared and title not in _NOT_A_COLUMN
     }
     columns |= {title: [cell(row) for row in rows] for title, cell in _columns(rows).items()}
-    if changes:
-        columns["change"] = list(changes)
     return f"{_heading(rows[0].subject, shared)}\n\n{_table(columns)}"
 
 
@@ -85,14 +78,11 @@ def _columns(rows: Sequence[Row]) -> dict[str, Cell]:
         "test": lambda row: row.case.test,
         "tok/s": lambda row: with_spread(row.tokens_per_second, spread(row.samples)),
     }
-    if any(row.steps_s for row in rows):
-        found["GB/s"] = lambda row: _share(row.bytes_per_second, row.subject.bandwidth, "GB/s")
-    if any(row.prefill_s for row in rows):
-        found["GFLOP/s"] = lambda row: _share(row.flops_per_second, row.subject.peak_flops, "")
-        found["first token"] = lambda row: (
-            f"{fmean(row.prefill_s) * 1000:,.0f} ms" if row.prefill_s else ""
-        )
-    found["memory"] = lambda row: f"{row.peak_memory_bytes / 1e9:.2f} GB"
+    found["of the roof"] = _share
+    if not rows[0].versus and rows[0].change is None:  # what would not fit beside these
+        if any(row.prefill_s for row in rows):
+            found["first token"] = _first_token
+        found["memory"] = lambda row: f"{row.peak_memory_bytes / 1e9:.2f} GB"
     for number, other in enumerate(rows[0].versus):
         found[printable(other.peer)] = lambda row, n=number: with_spread(  # type: ignore[misc]
             fmean(row.versus[n].samples), spread(row.versus[n].samples)
@@ -100,6 +90,8 @@ def _columns(rows: Sequence[Row]) -> dict[str, Cell]:
         found["ratio" + " " * number] = lambda row, n=number: with_spread(  # type: ignore[misc]
             fmean(row.versus[n].ratios), spread(row.versus[n].ratios), 2
         )
+    if rows[0].change is not None:
+        found["change"] = lambda row: str(row.change)
     return found
 
 
@@ -108,11 +100,16 @@ def with_spread(mean: float, deviation: float, digits: int = 1) -> str:
     return f"{mean:,.{digits}f} ± {deviation:.{digits}f}"
 
 
-def _share(speed: float | None, roof: float, unit: str) -> str:
-    if speed is None:
-        return ""
-    shown = f"{speed / 1e9:.1f}" if unit else f"{speed / 1e9:,.0f}"
-    return f"{shown} ({speed / roof:.0%})"
+def _share(row: Row) -> str:
+    """What decode steps read, else what prompts compute, and how much of the roof that is."""
+    if (speed := row.bytes_per_second) is not None:
+        return f"{speed / 1e9:.1f} GB/s ({speed / row.subject.bandwidth:.0%})"
+    flops = row.flops_per_second or 0.0
+    return f"{flops / 1e9:,.0f} GFLOP/s ({flops / row.subject.peak_flops:.0%})"
+
+
+def _first_token(row: Row) -> str:
+    return f"{fmean(row.prefill_s) * 1000:,.0f} ms" if row.prefill_s else ""
 
 
 def _heading(subject: Subject, shared: Mapping[str, str]) -> str:

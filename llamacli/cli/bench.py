@@ -1,21 +1,25 @@
 """llamacli bench: how fast a model runs here, and how fast it could."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from llamacli.cli.bench_options import BenchOptions, Format, checked
 from llamacli.cli.console import Terminal
+from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.option_class import takes_options
 from llamacli.cli.progress import begin
+from llamacli.cli.run_options import named_by_option
 from llamacli.cli.threads import calm_threads, default_threads, set_threads
-from llamacli.errors import RequestError, printable
+from llamacli.errors import RequestError, first_five, printable
 
 if TYPE_CHECKING:
     from llamacli.benchmark.record import Row
-    from llamacli.benchmark.session import Source
+    from llamacli.benchmark.session import Peer, Source
     from llamacli.quantization_plan import Recipe
 
 
@@ -36,17 +40,24 @@ def bench_models(ctx: typer.Context, options: BenchOptions) -> None:
     options = checked(ctx, options)
     calm_threads()
     with terminal.importing():
-        from llamacli.benchmark import session  # noqa: F401
+        from llamacli.benchmark.compare import change, read_report
+        from llamacli.benchmark.peers import peer
+    old = read_report(options.compare) if options.compare else None
+    with named_by_option(ctx):
+        peers = [peer(text, options.cases) for text in options.versus or ()]
     sources = open_sources(terminal, options)
     rows: list[Row] = []
     try:
-        for row in measure_all(terminal, options, sources):
-            rows.append(row)
+        for row in measure_all(terminal, options, sources, peers):
+            rows.append(row if old is None else replace(row, change=change(row, old)))
             if options.output_format is Format.JSONL:
-                write(terminal, options, [row])
+                write(terminal, options, rows[-1:])
     finally:  # what is finished when it is interrupted, too
         if rows and options.output_format is not Format.JSONL:
             write(terminal, options, rows)
+    if options.plot is not None:
+        draw(terminal, rows, options.plot)
+    judge(terminal, options, rows)
 
 
 def open_sources(terminal: Terminal, options: BenchOptions) -> "list[Source]":
@@ -98,7 +109,10 @@ def open_source(
 
 
 def measure_all(
-    terminal: Terminal, options: BenchOptions, sources: "list[Source]"
+    terminal: Terminal,
+    options: BenchOptions,
+    sources: "list[Source]",
+    peers: "Sequence[Peer]",
 ) -> "Iterator[Row]":
     """The rows of all sources; what is being done is told on stderr."""
     from llamacli.benchmark.session import Settings, measure
@@ -120,7 +134,7 @@ def measure_all(
             tell = terminal.status if step else partial(begin, terminal)
             tell(f"{which}: {phase}{step} …")
 
-        yield from measure(source, settings, (), show)
+        yield from measure(source, settings, peers, show)
 
 
 def write(terminal: Terminal, options: BenchOptions, rows: "list[Row]") -> None:
@@ -137,6 +151,38 @@ def write(terminal: Terminal, options: BenchOptions, rows: "list[Row]") -> None:
             terminal.write(report.to_json(rows, machine()))
         case Format.JSONL:
             terminal.write("".join(map(report.json_line, rows)))
+
+
+def draw(terminal: Terminal, rows: "list[Row]", path: Path) -> None:
+    """The picture as a file, and its lines as blocks on stderr."""
+    from llamacli.atomic import atomic_write
+    from llamacli.benchmark.plot import axis_of, series_of, sparkline, to_svg
+
+    with atomic_write(path) as temporary:
+        temporary.write_text(to_svg(rows), encoding="utf-8")
+    if not terminal.quiet:
+        axis = axis_of(rows)
+        terminal.tell(f"tokens per second over {axis}:")
+        for series in series_of(rows, axis):
+            terminal.tell(sparkline(series))
+
+
+def judge(terminal: Terminal, options: BenchOptions, rows: "list[Row]") -> None:
+    """Fail where a test became too slow.
+
+    Raises:
+        RequestError: the earlier report has none of the tests.
+    """
+    limit = options.fail_under
+    if limit is None:
+        return
+    changes = {row.case.test: row.change for row in rows if row.change is not None}
+    if all(change.ratio is None for change in changes.values()):
+        raise RequestError(f"{printable(options.compare)} has none of these tests")
+    slow = [test for test, change in changes.items() if change.is_under(limit)]
+    if slow:
+        terminal.error(f"slower than {limit:g} of the earlier report: {first_five(slow)}")
+        raise typer.Exit(ExitCode.SLOWER)
 
 
 bench = takes_options(bench_models, BenchOptions)

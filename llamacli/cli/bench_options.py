@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from llamacli.benchmark.cases import Case, cases, numbers, pairs
 from llamacli.benchmark.shapes import SHAPES, shape
 from llamacli.cli import options as opt
 from llamacli.cli.choices import Activations, Dtype
-from llamacli.cli.run_options import named_by_option
+from llamacli.cli.run_options import check_writable, named_by_option
 from llamacli.cli.threads import possible
 from llamacli.errors import RequestError, printable
 
@@ -98,6 +99,37 @@ RepetitionsOption = Annotated[
 FormatOption = Annotated[
     Format, opt.option(_OUTPUT, "-o", "--output-format", help="Of the report on stdout.")
 ]
+VersusOption = Annotated[
+    list[str] | None,
+    opt.option(
+        _TESTS,
+        "--versus",
+        metavar="PEER",
+        help="Measure llama.cpp=PATH/llama-bench,MODEL.gguf or transformers in turns. Repeatable.",
+    ),
+]
+CompareOption = Annotated[
+    Path | None,
+    opt.option(
+        _OUTPUT, "--compare", metavar="FILE", help="An earlier JSON report: what changed since."
+    ),
+]
+FailUnderOption = Annotated[
+    float | None,
+    opt.option(
+        _OUTPUT,
+        "--fail-under",
+        min=0.0,
+        help="Exit with 9 where a test has less than so much of its earlier speed.",
+        show_default="off",
+    ),
+]
+PlotOption = Annotated[
+    Path | None,
+    opt.option(
+        _OUTPUT, "--plot", metavar="FILE", help="Draw speed over depth, batch or threads as SVG."
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +151,11 @@ class BenchOptions:
     batch_size: BatchOption = "1"
     threads: ThreadsOption = None
     repetitions: RepetitionsOption = 5
+    versus: VersusOption = None
     output_format: FormatOption = Format.MD
+    compare: CompareOption = None
+    fail_under: FailUnderOption = None
+    plot: PlotOption = None
     quiet: opt.QuietOption = False
     debug: opt.DebugOption = False
 
@@ -178,4 +214,10 @@ def checked(ctx: typer.Context, options: BenchOptions) -> BenchOptions:
             shape(name)
         if options.threads is not None:
             numbers("threads", options.threads, low=1)
+    if options.fail_under is not None and options.compare is None:
+        raise RequestError("--fail-under needs an earlier report", hint="--compare OLD.json")
+    if options.plot is not None:
+        if options.plot.suffix != ".svg":
+            raise RequestError(f"--plot must end in .svg, got {printable(repr(str(options.plot)))}")
+        check_writable(options.plot)
     return options
