@@ -19,7 +19,6 @@ LIBRARIES = [
     for name in (
         "cli.commands cli.quantize_report quantization_report quantization_plan conversion"
         " output_folder loading hub model_folder"
-        " benchmark.session benchmark.compare benchmark.peers benchmark.report"
     ).split()
 ]
 

@@ -15,8 +15,7 @@ import torch
 from llamacli.benchmark import session
 from llamacli.benchmark.roofs import Roofs
 from llamacli.cli import bench_options
-from tests.command_line import Done, here, refused
-from tests.fork_server import ForkServer
+from tests.command_line import Done, here, refused, start
 from tests.test_bench_report import table
 from tests.tiny import write_model
 
@@ -177,9 +176,12 @@ def test_fault_124_threads_are_at_least_one_and_at_most_the_machine_s(model: Pat
 
 
 def test_ctrl_c_prints_the_rows_that_are_finished(model: Path) -> None:
-    with ForkServer() as server:
-        args = ("bench", model, "-p", "0", "-n", "1-40", "-r", "200", "-t", "1")
-        code, out, err = server.run(*args, signum=SIGINT, after=3)
-    assert code == 130
-    assert table(out)[2][0] == "tg1"
-    assert "tg2 …" in err
+    tests = ("-p", "0", "-n", "1-40", "-r", "200", "-t", "1")
+    with start("bench", model, *tests) as process:
+        assert process.stderr is not None
+        while b"tg2 " not in process.stderr.readline():
+            pass
+        process.send_signal(SIGINT)
+        out, _ = process.communicate()
+    assert process.returncode == 130
+    assert table(out.decode())[2][0] == "tg1"
