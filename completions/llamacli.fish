@@ -63,6 +63,7 @@ complete -c llamacli -n '__fish_seen_subcommand_from run' -l json -d 'One JSON o
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l logprobs -x -d 'Show log-probabilities, and those of so many alternatives'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l stats -d 'Tell times and speed on stderr afterwards'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l show-config -d 'Show the sampling parameters and where they come from'
+complete -c llamacli -n '__fish_seen_subcommand_from run' -l plan -d 'Show the memory it would take, and load nothing'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l color -x -a 'auto always never' -d 'Color on stdout'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -s q -l quiet -d 'No notes on stderr, only errors'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l debug -d 'Show tracebacks and what libraries print'

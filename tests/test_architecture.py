@@ -30,14 +30,14 @@ ROWS = [
     load_into quantization_plan torchao_config conversion output_folder""",
     "generation evaluation quantization_report",
     "loading",
-    "model",
+    "model memory_estimate",
     """attention_visualizer benchmark.machine benchmark.random_weights benchmark.measure
     benchmark.roofs benchmark.work benchmark.session benchmark.peers
     benchmark.transformers_peer""",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
     cli.options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results
-    cli.run cli.progress cli.quantize_options cli.quantize_evaluation
+    cli.run_plan cli.run cli.progress cli.quantize_options cli.quantize_evaluation
     cli.quantize_report cli.quantize cli.visualize_mask_options cli.visualize_mask
     cli.bench_options cli.bench
     cli.commands cli.completions cli.app __main__""",

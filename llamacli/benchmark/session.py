@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Protocol
@@ -15,7 +15,7 @@ from llamacli.benchmark.machine import commit, device_name
 from llamacli.benchmark.measure import Sample, samples
 from llamacli.benchmark.random_weights import random_weights, values
 from llamacli.benchmark.record import Row, Subject, Versus
-from llamacli.benchmark.roofs import roofs
+from llamacli.benchmark.roofs import READ_BYTES, roofs
 from llamacli.benchmark.shapes import shape
 from llamacli.benchmark.work import Work
 from llamacli.checkpoint import Checkpoint
@@ -23,6 +23,7 @@ from llamacli.config import LlamaConfig
 from llamacli.kernels.decode_step import kernel_set
 from llamacli.loading import load_model
 from llamacli.machine_memory import peak_memory_bytes, reset_peak_memory
+from llamacli.memory_estimate import estimate_memory
 from llamacli.model import LlamaForCausalLM
 from llamacli.quantization_plan import Recipe, plan_quantization
 from llamacli.torchao_format import QuantizedInfo
@@ -82,6 +83,25 @@ class Source:
         tied = self.config.tie_word_embeddings
         plan = plan_quantization(self.weights, self.recipe, tied=tied)
         return sum(planned.nbytes for planned in plan.values())
+
+    def require_memory(self, settings: Settings) -> None:
+        """Refuse, before anything is read, what the machine cannot hold.
+
+        Raises:
+            ResourceError: the sum is more than what is free.
+        """
+        for case in settings.cases:
+            needed = estimate_memory(
+                self.config,
+                self.weights,
+                dtype=settings.dtype,
+                device=settings.device,
+                recipe=self.recipe,
+                rows=case.batch,
+                tokens=case.length,
+            )
+            scratch = max(needed.scratch_bytes, READ_BYTES)  # the roofs are measured beside it
+            replace(needed, scratch_bytes=scratch).require()
 
     def form(self, dtype: str) -> str:
         """What most weights are, in a model of this dtype: "int4", "int8" or the dtype."""

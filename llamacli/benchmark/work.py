@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from llamacli.benchmark.cases import Case
 from llamacli.config import LlamaConfig
+from llamacli.memory_estimate import position_values
 from llamacli.model import LlamaForCausalLM
 
 
@@ -37,7 +38,7 @@ class Work:
         heads = config.num_hidden_layers * config.head_size
         return cls(
             weight_bytes=_nbytes(tensor for part in parts for tensor in _tensors(part)),
-            position_bytes=2 * heads * config.kv_heads * weight.itemsize,
+            position_bytes=position_values(config) * weight.itemsize,
             layer_flops=2 * projection_values(config),
             head_flops=2 * config.vocab_size * config.hidden_size,
             attention_flops=4 * heads * config.num_attention_heads,

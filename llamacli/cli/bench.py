@@ -19,7 +19,7 @@ from llamacli.errors import RequestError, first_five, printable
 
 if TYPE_CHECKING:
     from llamacli.benchmark.record import Row
-    from llamacli.benchmark.session import Peer, Source
+    from llamacli.benchmark.session import Peer, Settings, Source
     from llamacli.quantization_plan import Recipe
 
 
@@ -115,17 +115,13 @@ def measure_all(
     peers: "Sequence[Peer]",
 ) -> "Iterator[Row]":
     """The rows of all sources; what is being done is told on stderr."""
-    from llamacli.benchmark.session import Settings, measure
+    from llamacli.benchmark.session import measure
 
-    for number, source in enumerate(sources, start=1):
-        settings = Settings(
-            cases=options.cases,
-            threads=options.thread_counts or [default_threads(source.parameters)],
-            repetitions=options.repetitions,
-            dtype=options.dtype.value,
-            device=options.device,
-            activations=options.activations.value,
-        )
+    counts = options.thread_counts
+    plans = [settings_of(options, source, counts) for source in sources]
+    for source, settings in zip(sources, plans, strict=True):
+        source.require_memory(settings)
+    for number, (source, settings) in enumerate(zip(sources, plans, strict=True), start=1):
         which = f"{printable(source.name)} {source.form('')}".rstrip()
         if len(sources) > 1:
             which += f" ({number} of {len(sources)})"
@@ -135,6 +131,20 @@ def measure_all(
             tell(f"{which}: {phase}{step} …")
 
         yield from measure(source, settings, peers, show)
+
+
+def settings_of(options: BenchOptions, source: "Source", threads: list[int]) -> "Settings":
+    """How a source is measured."""
+    from llamacli.benchmark.session import Settings
+
+    return Settings(
+        cases=options.cases,
+        threads=threads or [default_threads(source.parameters)],
+        repetitions=options.repetitions,
+        dtype=options.dtype.value,
+        device=options.device,
+        activations=options.activations.value,
+    )
 
 
 def write(terminal: Terminal, options: BenchOptions, rows: "list[Row]") -> None:
@@ -176,10 +186,10 @@ def judge(terminal: Terminal, options: BenchOptions, rows: "list[Row]") -> None:
     limit = options.fail_under
     if limit is None:
         return
-    changes = {row.case.test: row.change for row in rows if row.change is not None}
-    if all(change.ratio is None for change in changes.values()):
+    changes = [(row.case.test, row.change) for row in rows if row.change is not None]
+    if all(change.ratio is None for _, change in changes):
         raise RequestError(f"{printable(options.compare)} has none of these tests")
-    slow = [test for test, change in changes.items() if change.is_under(limit)]
+    slow = [test for test, change in changes if change.is_under(limit)]
     if slow:
         terminal.error(f"slower than {limit:g} of the earlier report: {first_five(slow)}")
         raise typer.Exit(ExitCode.SLOWER)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -15,6 +15,9 @@ from llamacli.cli.console import Color
 from llamacli.cli.prompt_sources import Records
 from llamacli.errors import LocalIOError, RequestError, printable
 from llamacli.request import SamplingParams
+
+if TYPE_CHECKING:
+    from llamacli.quantization_plan import Recipe
 
 OptionsT = TypeVar("OptionsT")
 
@@ -76,9 +79,17 @@ class RunOptions:
     logprobs: opt.LogprobsOption = None
     stats: opt.StatsOption = False
     show_config: opt.ShowConfigOption = False
+    plan: opt.PlanOption = False
     color: opt.ColorOption = Color.AUTO
     quiet: opt.QuietOption = False
     debug: opt.DebugOption = False
+
+    @property
+    def recipe(self) -> "Recipe | None":
+        """How the weights become quantized."""
+        from llamacli.quantization_plan import Recipe
+
+        return None if self.quantize is None else Recipe(bits=int(self.quantize.value[-1]))
 
     @property
     def records(self) -> Records:
