@@ -123,12 +123,12 @@ def table(text: str) -> list[list[str]]:
 def test_markdown_puts_what_all_rows_share_above_the_table() -> None:
     text = to_markdown([PREFILL, row([1.0, 3.0])])
     heading = text.partition("|")[0]
-    for fact in ("llamacli 0.1 (abc)", "torch 2.13", "A CPU", "model tiny", "weights int4 0.70 GB",
-                 "parameters 1.10 B", "threads 2", "kernels avx512", "load 1.2 s",
+    for fact in ("llamacli 0.1 (abc)", "torch 2.13", "A CPU", "model tiny", "weights int4",
+                 "size 0.70 GB", "parameters 1.10 B", "threads 2", "kernels avx512", "load 1.2 s",
                  "reads 20.0 GB/s", "multiplies 4,000 GFLOP/s", COUNTED):  # fmt: skip
         assert fact in heading
     header, rule, *cells = table(text)
-    assert header == ["test", "tok/s", "of the roof", "first token", "memory"]
+    assert header == ["test", "tok/s", "of the roof", "TTFT", "memory"]
     assert set("".join(rule)) == {"-", ":"}
     assert cells == [
         ["pp8", "24.0 ± 11.3", "800 GFLOP/s (20%)", "375 ms", "0.90 GB"],
@@ -142,6 +142,7 @@ def test_markdown_makes_a_column_of_what_differs() -> None:
     header, _, *cells = table(to_markdown(rows))
     assert header[:2] == ["threads", "test"]
     assert [line[0] for line in cells] == ["1", "2"]
+    assert "reads 10.0 GB/s / 20.0 GB/s" in to_markdown(rows)
     assert [line[3] for line in cells] == ["4.0 GB/s (40%)", "4.0 GB/s (20%)"]
 
 

@@ -43,11 +43,13 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 Cell = Callable[[Row], str]
 
-# What is the same in all rows stands above the table, the rest is a column.
+# What is the same in all rows stands above the table, the rest is a column, but for what would be
+# too much there: its values are listed in the order of the rows.
 _FACTS: Mapping[str, Callable[[Subject], str]] = {
     "model": lambda s: printable(s.model),
     "parameters": lambda s: f"{s.parameters / 1e9:.2f} B",
-    "weights": lambda s: f"{s.weights} {s.model_bytes / 1e9:.2f} GB",
+    "weights": lambda s: s.weights,
+    "size": lambda s: f"{s.model_bytes / 1e9:.2f} GB",
     "dtype": lambda s: s.dtype,
     "device": lambda s: s.device,
     "threads": lambda s: str(s.threads),
@@ -56,21 +58,24 @@ _FACTS: Mapping[str, Callable[[Subject], str]] = {
     "reads": lambda s: f"{s.bandwidth / 1e9:.1f} GB/s",
     "multiplies": lambda s: f"{s.peak_flops / 1e9:,.0f} GFLOP/s",
 }
-# Of these the table shows only whose they are; how they differ is in the other formats.
-_NOT_A_COLUMN = ("parameters", "reads", "multiplies")
+_LISTED = ("parameters", "size", "load", "reads", "multiplies")
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """The table of at least one row, aligned, with what all rows share above it."""
     facts = {title: [cell(row.subject) for row in rows] for title, cell in _FACTS.items()}
-    shared = {title: cells[0] for title, cells in facts.items() if len(set(cells)) == 1}
     columns = {
         title: cells
         for title, cells in facts.items()
-        if title not in shared and title not in _NOT_A_COLUMN
+        if len(set(cells)) > 1 and title not in _LISTED
+    }
+    above = {
+        title: " / ".join(dict.fromkeys(cells))
+        for title, cells in facts.items()
+        if title not in columns
     }
     columns |= {title: [cell(row) for row in rows] for title, cell in _columns(rows).items()}
-    return f"{_heading(rows[0].subject, shared)}\n\n{_table(columns)}"
+    return f"{_heading(rows[0].subject, above)}\n\n{_table(columns)}"
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Cell]:
@@ -81,7 +86,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, Cell]:
     found["of the roof"] = _share
     if not rows[0].versus and rows[0].change is None:  # what would not fit beside these
         if any(row.prefill_s for row in rows):
-            found["first token"] = _first_token
+            found["TTFT"] = _first_token
         found["memory"] = lambda row: f"{row.peak_memory_bytes / 1e9:.2f} GB"
     for number, other in enumerate(rows[0].versus):
         found[printable(other.peer)] = lambda row, n=number: with_spread(  # type: ignore[misc]
@@ -112,12 +117,12 @@ def _first_token(row: Row) -> str:
     return f"{fmean(row.prefill_s) * 1000:,.0f} ms" if row.prefill_s else ""
 
 
-def _heading(subject: Subject, shared: Mapping[str, str]) -> str:
+def _heading(subject: Subject, facts: Mapping[str, str]) -> str:
     build = f" ({subject.commit})" if subject.commit else ""
     program = f"llamacli {subject.version}{build}, torch {subject.torch}, {subject.device_name}"
     lines = [program]
     line = ""
-    for title, text in shared.items():
+    for title, text in facts.items():
         fact = f"{title} {text}"
         if line and len(line) + len(fact) > 76:
             lines.append(line)
