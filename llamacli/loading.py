@@ -163,8 +163,7 @@ def load_model(
     """
     rounds = choose("activations", activations, {"auto": False, "int8": True})
     target = choose_device(device)
-    with torch.device("meta"), _WithoutInit():
-        model = cls(config, attn_implementation=attn_implementation)
+    model = meta_model(cls, config, attn_implementation)
     stored = next(iter(opened.tensors.values())).dtype
     schemes: dict[str, Scheme] = {}
     if recipe is not None:
@@ -189,6 +188,12 @@ def load_model(
         round_activations(model)
     install(model)
     return model.eval()
+
+
+def meta_model(cls: type[ModelT], config: LlamaConfig, attn_implementation: str = "sdpa") -> ModelT:
+    """A model without weights, on the meta device."""
+    with torch.device("meta"), _WithoutInit():
+        return cls(config, attn_implementation=attn_implementation)
 
 
 class _WithoutInit(TorchFunctionMode):

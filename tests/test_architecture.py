@@ -17,7 +17,8 @@ ROWS = [
     # what needs the standard library alone
     """errors json_files config request masks rope atomic context_window stop_strings lookup timings
     generation_config hub.background hub.part_file mask_view mask_view.kinds mask_view.labels
-    mask_view.layout""",
+    mask_view.layout machine_memory benchmark benchmark.cases benchmark.shapes benchmark.record
+    benchmark.report benchmark.compare benchmark.plot""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
     tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken stream_decoder prompts
@@ -31,14 +32,17 @@ ROWS = [
     output_folder""",
     "generation evaluation quantization_report",
     "loading",
-    "model",
-    "attention_visualizer",
+    "model memory_estimate",
+    """attention_visualizer benchmark.machine benchmark.random_weights benchmark.measure
+    benchmark.roofs benchmark.work benchmark.session benchmark.peers
+    benchmark.transformers_peer""",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
     cli.options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results
-    cli.run cli.progress cli.download_options cli.download_progress cli.download_report
-    cli.download cli.quantize_options cli.quantize_evaluation
+    cli.run_plan cli.run cli.progress cli.download_options cli.download_progress
+    cli.download_report cli.download cli.quantize_options cli.quantize_evaluation
     cli.quantize_report cli.quantize cli.visualize_mask_options cli.visualize_mask
+    cli.bench_options cli.bench
     cli.commands cli.completions cli.app __main__""",
 ]
 ROW_OF = {f"llamacli.{name}": row for row, names in enumerate(ROWS) for name in names.split()}
@@ -51,7 +55,7 @@ ONLY_IN = {
     "httpx2": "llamacli.hub",
     "jinja2": "llamacli.template_worker",
     "PIL": "llamacli.mask_view.png",
-    "transformers": "nobody",
+    "transformers": "llamacli.benchmark.transformers_peer",
     "torchao": "nobody",
     "accelerate": "nobody",
 }

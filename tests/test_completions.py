@@ -170,7 +170,7 @@ def fish(line: str, place: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("llamacli ", ["download", "quantize", "run", "visualize-mask"]),
+        ("llamacli ", ["bench", "download", "quantize", "run", "visualize-mask"]),
         ("llamacli download ", ["gpt2", "org/tiny"]),
         ("llamacli --v", ["--version"]),
         ("llamacli run --top", ["--top-k", "--top-p"]),

@@ -248,7 +248,7 @@ def test_the_place_of_the_report_is_checked_before_the_work(wide: Path, tmp_path
     command = ["quantize", wide, "-o", tmp_path / "out", "--report"]
     missing = here(*command, tmp_path / "no" / "report.json")
     refused(missing, f"the folder {tmp_path}/no does not exist", "make it first", code=7)
-    refused(here(*command, tmp_path), "is a folder, not a file for the report", code=7)
+    refused(here(*command, tmp_path), "is a folder, not a file to write", code=7)
     assert list(tmp_path.iterdir()) == []
 
 

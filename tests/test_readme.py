@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import llamacli
+from llamacli.cli.bench_options import BenchOptions
 from llamacli.cli.download_options import DownloadOptions
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.quantize_options import QuantizeOptions
@@ -38,7 +39,13 @@ def test_every_module_is_on_the_map() -> None:
 
 
 def test_every_option_exists() -> None:
-    commands = (RunOptions, QuantizeOptions, DownloadOptions, VisualizeMaskOptions)
+    commands = (
+        RunOptions,
+        QuantizeOptions,
+        DownloadOptions,
+        VisualizeMaskOptions,
+        BenchOptions,
+    )
     options = {field.name for command in commands for field in dataclasses.fields(command)}
     written = {name.replace("-", "_") for name in re.findall(r"`?--([a-z][a-z-]+)", README)}
     assert written - {"write", "strict", "help"} <= options

@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llamacli.cli import signals
+from llamacli.cli.bench import bench
 from llamacli.cli.download import download
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.options import DebugOption
@@ -113,3 +114,4 @@ app.command("run", cls=Command)(run)
 app.command("download", cls=Command)(download)
 app.command("quantize", cls=Command)(quantize)
 app.command("visualize-mask", cls=Command)(visualize_mask)
+app.command("bench", cls=Command)(bench)

@@ -2,13 +2,12 @@
 
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llamacli.cli.console import Terminal
 from llamacli.errors import printable
+from llamacli.machine_memory import available_memory_bytes
 
 if TYPE_CHECKING:
     from llamacli.hub.cache import CachedModel
@@ -67,7 +66,7 @@ def plan_text(terminal: Terminal, plan: "Plan", *, as_json: bool) -> str:
     """The files, what is there of them, and whether all fits."""
     if as_json:
         return _json(_plan_facts(plan))
-    weights, memory = _weights(plan), available_memory()
+    weights, memory = _weights(plan), available_memory_bytes()
     rows = [
         (printable(file.path), size(file.size), _there(plan, file)) for file in plan.choice.wanted
     ]
@@ -79,8 +78,10 @@ def plan_text(terminal: Terminal, plan: "Plan", *, as_json: bool) -> str:
     facts = [
         f"to download: {size(plan.nbytes)} of {size(plan.choice.nbytes)}",
         f"disk: {size(plan.free)} free in {where}: {_fits(plan.nbytes, plan.free)}",
-        f"memory: {size(weights)} of weights, {size(memory)} available: {_fits(weights, memory)}",
+        f"memory: {size(weights)} of weights",
     ]
+    if memory is not None:
+        facts[-1] += f", {size(memory)} available: {_fits(weights, memory)}"
     lines = [f"{printable(plan.name)} at commit {plan.listing.commit}", ""]
     body = table(terminal, ("file", "size", ""), rows)
     return "\n".join([*lines, body, *skipped, *facts]) + "\n"
@@ -100,7 +101,7 @@ def _fits(needed: int, free: int) -> str:
 
 
 def _plan_facts(plan: "Plan") -> dict[str, Any]:
-    memory = available_memory()
+    memory = available_memory_bytes()
     return {
         "repo": plan.name,
         "revision": plan.listing.commit,
@@ -124,19 +125,8 @@ def _plan_facts(plan: "Plan") -> dict[str, Any]:
         "fits_disk": plan.nbytes <= plan.free,
         "weights_bytes": _weights(plan),
         "memory_available_bytes": memory,
-        "fits_memory": _weights(plan) <= memory,
+        "fits_memory": None if memory is None else _weights(plan) <= memory,
     }
-
-
-def available_memory() -> int:
-    """Bytes that a program may take; where the system does not tell, all there are."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 # ------------------------------------------------------------------------------------------ cache

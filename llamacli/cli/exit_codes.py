@@ -24,6 +24,7 @@ class ExitCode(IntEnum):
     NOT_FOUND = 6, "not found"
     LOCAL_IO = 7, "local input or output"
     RESOURCES = 8, "resources: memory or device"
+    SLOWER = 9, "slower than bench --fail-under allows"
     HANGUP = 129, "terminal closed"
     INTERRUPTED = 130, "interrupted"
     BROKEN_PIPE = 141, "broken pipe"

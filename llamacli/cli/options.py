@@ -298,6 +298,9 @@ ShowConfigOption = Annotated[
     bool,
     option(_OUTPUT, "--show-config", help="Show the sampling parameters and where they come from."),
 ]
+PlanOption = Annotated[
+    bool, option(_OUTPUT, "--plan", help="Show the memory it would take, and load nothing.")
+]
 ColorOption = Annotated[
     Color, option(_OUTPUT, "--color", help="Color on stdout.", callback=set_on_terminal)
 ]

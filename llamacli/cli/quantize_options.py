@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from llamacli.cli import options as opt
-from llamacli.cli.run_options import origin
-from llamacli.errors import LocalIOError, RequestError, printable
+from llamacli.cli.run_options import check_writable, origin
+from llamacli.errors import RequestError, printable
 
 _WEIGHTS, _QUALITY, _OUTPUT = "The weights", "Quality", "Output"
 
@@ -188,14 +188,5 @@ def checked(ctx: typer.Context, options: QuantizeOptions) -> QuantizeOptions:
     if options.target_kl is not None and math.isnan(options.target_kl):
         raise RequestError(f"{origin(ctx, 'target_kl')} must be a number, got nan")
     if options.report is not None:
-        _check_report(options.report)
+        check_writable(options.report)
     return options
-
-
-def _check_report(path: Path) -> None:
-    """Before the work, not after it."""
-    if path.is_dir():
-        raise LocalIOError(f"{printable(path)} is a folder, not a file for the report")
-    if not path.parent.is_dir():
-        folder = printable(path.parent)
-        raise LocalIOError(f"the folder {folder} does not exist", hint="make it first")

@@ -2,18 +2,16 @@
 
 import json
 import math
-import resource
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from llamacli.cli.console import Terminal
 from llamacli.cli.jobs import Job
 from llamacli.cli.prompt_sources import Records
 from llamacli.generation import Generation, Piece, Token
+from llamacli.machine_memory import peak_memory_bytes
 from llamacli.timings import Timings
 from llamacli.tokenizer import Tokenizer
 
@@ -245,13 +243,3 @@ def _end(result: Result, tokenizer: Tokenizer) -> str:
         token_id = generation.tokens[-1].id
         return f"eos:{token_id} {tokenizer.id_to_token(token_id)}"
     return "length"
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has held so far (resident set)."""
-    try:  # Linux counts the program that started this one as well in ru_maxrss
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

@@ -15,20 +15,18 @@ from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.option_class import takes_options
 from llamacli.cli.prompt_sources import PromptRecord, collect_prompts
 from llamacli.cli.run_options import RunOptions, checked, origin
-from llamacli.cli.threads import calm_threads, set_threads
+from llamacli.cli.threads import calm_threads, default_threads, set_threads
 from llamacli.errors import LlamacliError
 
 if TYPE_CHECKING:
+    from llamacli.checkpoint import Checkpoint
     from llamacli.cli.jobs import Job
     from llamacli.cli.results import Output, Result, RunFacts
     from llamacli.cli.visualize_mask_options import VisualizeMaskOptions
     from llamacli.generation import TokenStream
+    from llamacli.memory_estimate import MemoryEstimate
     from llamacli.model import LlamaForCausalLM
     from llamacli.model_folder import ModelFolder
-
-# Parameters of a model whose operations are so short that threads mostly wait for each other: with
-# a busy core beside them a step of the demo model took 190 ms on two threads, 2 ms on one.
-SMALL_MODEL = 30_000_000
 
 SHORT_HELP = """\
 llamacli run continues a text. There is no prompt yet; give it one:
@@ -53,9 +51,12 @@ def run_prompts(ctx: typer.Context, options: RunOptions) -> None:
     """
     terminal: Terminal = ctx.obj
     options = checked(ctx, options)
+    has_prompt = options.prompt or options.prompt_file or not terminal.stdin_is_tty
     if options.show_config:
         show_config(ctx, options)
-    elif terminal.stdin_is_tty and not options.prompt and options.prompt_file is None:
+    elif options.plan:
+        show_plan(terminal, options, has_prompt=bool(has_prompt))
+    elif not has_prompt:
         terminal.tell(SHORT_HELP)
         raise typer.Exit(ExitCode.USAGE)
     else:
@@ -70,7 +71,7 @@ def generate_all(terminal: Terminal, options: RunOptions) -> None:
     opened = time.perf_counter()
     jobs = plan_jobs(terminal, options, folder, records)
     planned = time.perf_counter()
-    model = load_weights(terminal, options, folder)
+    model = load_weights(terminal, options, folder, *size_of(options, folder, jobs))
     load_s = opened - started + time.perf_counter() - planned
     facts = describe(options, folder, model, load_s)
     output = choose_output(terminal, options, facts)
@@ -136,19 +137,27 @@ def plan_jobs(
     )
 
 
+def size_of(options: RunOptions, folder: "ModelFolder", jobs: "Sequence[Job]") -> tuple[int, int]:
+    """Rows of the largest batch, and the most tokens that one of them can have in the end."""
+    context = folder.config.context_length
+    asked = [(len(job.prompt_ids), job.params.max_new_tokens) for job in jobs]
+    longest = max(context if new is None else prompt + new for prompt, new in asked)
+    return min(len(jobs), options.batch_size), min(longest, context)
+
+
 def load_weights(
-    terminal: Terminal, options: RunOptions, folder: "ModelFolder"
+    terminal: Terminal, options: RunOptions, folder: "ModelFolder", rows: int, tokens: int
 ) -> "LlamaForCausalLM":
-    """Import torch and read the weights."""
+    """Import torch and read the weights, if there is memory for so many rows of tokens."""
     calm_threads()
     with terminal.importing():
         import torch
 
         from llamacli.loading import load_model, open_weights
         from llamacli.model import LlamaForCausalLM
-        from llamacli.quantization_plan import Recipe
     set_threads(options.threads)
     weights = open_weights(folder.path, folder.config)
+    estimate(options, folder, weights, rows, tokens).require()
     if options.check_tensors:
         terminal.status("checking the weights …")
         weights.check_finite()
@@ -163,14 +172,50 @@ def load_weights(
         dtype=options.dtype.value,
         device=options.device,
         attn_implementation=options.attn_implementation.value,
-        recipe=None if options.quantize is None else Recipe(bits=int(options.quantize.value[-1])),
+        recipe=options.recipe,
         activations=options.activations.value,
         progress=show_progress,
     )
     values = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
-    if options.threads is None and values < SMALL_MODEL:
-        torch.set_num_threads(1)
+    if options.threads is None:
+        torch.set_num_threads(default_threads(values))
     return model
+
+
+def estimate(
+    options: RunOptions, folder: "ModelFolder", weights: "Checkpoint", rows: int, tokens: int
+) -> "MemoryEstimate":
+    """The memory that the model will take."""
+    from llamacli.memory_estimate import estimate_memory
+
+    return estimate_memory(
+        folder.config,
+        weights,
+        dtype=options.dtype.value,
+        device=options.device,
+        recipe=options.recipe,
+        rows=rows,
+        tokens=tokens,
+    )
+
+
+def show_plan(terminal: Terminal, options: RunOptions, *, has_prompt: bool) -> None:
+    """Print the memory that a run would take; without a prompt, that of new tokens alone."""
+    records = []
+    if has_prompt:
+        source = (options.prompt or (), options.prompt_file, options.records)
+        records = collect_prompts(terminal, *source)
+    folder = open_folder(terminal, options)
+    if records:
+        rows, tokens = size_of(options, folder, plan_jobs(terminal, options, folder, records))
+    else:
+        rows, tokens = 1, options.sampling(folder.config.context_length)["max_new_tokens"]
+    from llamacli.cli.run_plan import plan_text
+    from llamacli.loading import open_weights
+
+    weights = open_weights(folder.path, folder.config)
+    needed = estimate(options, folder, weights, rows, tokens)
+    terminal.write(plan_text(needed, rows, tokens, as_json=options.json))
 
 
 def describe(

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -12,8 +13,11 @@ from llamacli.cli import options as opt
 from llamacli.cli.choices import Activations, AttnImplementation, CacheImplementation, Dtype
 from llamacli.cli.console import Color
 from llamacli.cli.prompt_sources import Records
-from llamacli.errors import RequestError
+from llamacli.errors import LocalIOError, RequestError, printable
 from llamacli.request import SamplingParams
+
+if TYPE_CHECKING:
+    from llamacli.quantization_plan import Recipe
 
 OptionsT = TypeVar("OptionsT")
 
@@ -75,9 +79,17 @@ class RunOptions:
     logprobs: opt.LogprobsOption = None
     stats: opt.StatsOption = False
     show_config: opt.ShowConfigOption = False
+    plan: opt.PlanOption = False
     color: opt.ColorOption = Color.AUTO
     quiet: opt.QuietOption = False
     debug: opt.DebugOption = False
+
+    @property
+    def recipe(self) -> "Recipe | None":
+        """How the weights become quantized."""
+        from llamacli.quantization_plan import Recipe
+
+        return None if self.quantize is None else Recipe(bits=int(self.quantize.value[-1]))
 
     @property
     def records(self) -> Records:
@@ -163,3 +175,16 @@ def origin(ctx: typer.Context, name: str) -> str:
         return f"LLAMACLI_{name.upper()}"
     (param,) = (param for param in ctx.command.params if param.name == name)
     return str(param.metavar) if param.param_type_name == "argument" else max(param.opts, key=len)
+
+
+def check_writable(path: Path) -> None:
+    """Before the work, not after it.
+
+    Raises:
+        LocalIOError: a file of this name cannot be written.
+    """
+    if path.is_dir():
+        raise LocalIOError(f"{printable(path)} is a folder, not a file to write")
+    if not path.parent.is_dir():
+        folder = printable(path.parent)
+        raise LocalIOError(f"the folder {folder} does not exist", hint="make it first")

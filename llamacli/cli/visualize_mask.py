@@ -95,8 +95,9 @@ def add_weights(
         if not 0 <= number < count:
             raise RequestError(f"{name} must be 0 … {count - 1} of this model, got {number}")
     terminal.note(f"loading {printable(facts['model'])}: {layers} layers of {heads} heads")
+    length = rows[0].layout.length
     loading = RunOptions(attn_implementation=AttnImplementation.EAGER)
-    model = load_weights(terminal, loading, folder).model
+    model = load_weights(terminal, loading, folder, len(rows), length).model
     from llamacli.attention_visualizer import attention_weights
 
     found = attention_weights(

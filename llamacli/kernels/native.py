@@ -10,7 +10,7 @@ import importlib.util
 import os
 import sys
 from contextlib import suppress
-from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,8 @@ def kernels() -> Any:
     library.llamacli_gate.argtypes = (POINTER(Rows), c_int)
     library.llamacli_scratch.argtypes = (POINTER(Step), c_int)
     library.llamacli_scratch.restype = c_int64
+    library.llamacli_read.argtypes = (c_void_p, c_int64, c_int)
+    library.llamacli_read.restype = c_uint64
     library.llamacli_step.argtypes = (POINTER(Step), c_int)
     if not library.llamacli_use(None if wanted is None else wanted.encode()):
         known = "portable, avx2, avx512, amx (as far as this CPU has them) or torch"
@@ -259,3 +261,8 @@ def silu_mul_(gate: Tensor, up: Tensor) -> Tensor:
     rows = Rows(*pointers, gate.numel() // gate.shape[-1], gate.shape[-1])
     kernels().llamacli_gate(byref(rows), torch.get_num_threads())
     return gate
+
+
+def read(data: Tensor) -> None:
+    """Read a tensor of the CPU once, as fast as the memory gives it; 256 bytes at a time."""
+    kernels().llamacli_read(data.data_ptr(), data.nbytes // 256, torch.get_num_threads())
