@@ -33,6 +33,11 @@ if TYPE_CHECKING:
         generate as generate,
         stream_text as stream_text,
     )
+    from llamacli.heads import (
+        LlamaForQuestionAnswering as LlamaForQuestionAnswering,
+        LlamaForSequenceClassification as LlamaForSequenceClassification,
+        LlamaForTokenClassification as LlamaForTokenClassification,
+    )
     from llamacli.model import LlamaForCausalLM as LlamaForCausalLM, LlamaModel as LlamaModel
     from llamacli.request import (
         GenerationRequest as GenerationRequest,
@@ -67,6 +72,9 @@ _MODULES = {
     "TokenStream": "generation",
     "generate": "generation",
     "stream_text": "generation",
+    "LlamaForQuestionAnswering": "heads",
+    "LlamaForSequenceClassification": "heads",
+    "LlamaForTokenClassification": "heads",
     "LlamaForCausalLM": "model",
     "LlamaModel": "model",
     "GenerationRequest": "request",

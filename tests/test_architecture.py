@@ -15,8 +15,8 @@ import llamacli
 # A module imports from its own row and the rows above it, and no two import each other.
 ROWS = [
     # what needs the standard library alone
-    """errors json_files config request masks rope atomic context_window stop_strings lookup timings
-    generation_config mask_view mask_view.kinds mask_view.labels mask_view.layout""",
+    """errors json_files labels config request masks rope atomic context_window stop_strings lookup
+    timings generation_config mask_view mask_view.kinds mask_view.labels mask_view.layout""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
     tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken stream_decoder prompts
@@ -29,7 +29,7 @@ ROWS = [
     "generation evaluation quantization_report",
     "loading",
     "model",
-    "attention_visualizer",
+    "heads attention_visualizer",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
     cli.options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results
