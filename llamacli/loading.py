@@ -57,6 +57,16 @@ class PreTrainedModel(nn.Module):
     config: LlamaConfig
     generation_config: GenerationConfig = GenerationConfig()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the norms and the embeddings, which are never quantized."""
+        return next(self.parameters()).dtype
+
     @classmethod
     def from_pretrained(
         cls,
