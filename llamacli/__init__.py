@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from llamacli.attention_visualizer import (
         AttentionMaskVisualizer as AttentionMaskVisualizer,
     )
+    from llamacli.auto import (
+        AutoConfig as AutoConfig,
+        AutoModel as AutoModel,
+        AutoModelForCausalLM as AutoModelForCausalLM,
+        AutoModelForQuestionAnswering as AutoModelForQuestionAnswering,
+        AutoModelForSequenceClassification as AutoModelForSequenceClassification,
+        AutoModelForTokenClassification as AutoModelForTokenClassification,
+        AutoTokenizer as AutoTokenizer,
+    )
     from llamacli.cache import KVCache as KVCache
     from llamacli.config import LlamaConfig as LlamaConfig
     from llamacli.errors import (
@@ -44,6 +53,7 @@ if TYPE_CHECKING:
         SamplingParams as SamplingParams,
     )
     from llamacli.stream_decoder import StreamDecoder as StreamDecoder
+    from llamacli.tokenizer_batch import BatchEncoding as BatchEncoding
     from llamacli.tokenizer_fast import (
         LlamaTokenizerFast as LlamaTokenizerFast,
         load_tokenizer as load_tokenizer,
@@ -55,6 +65,13 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AttentionMaskVisualizer": "attention_visualizer",
+    "AutoConfig": "auto",
+    "AutoModel": "auto",
+    "AutoModelForCausalLM": "auto",
+    "AutoModelForQuestionAnswering": "auto",
+    "AutoModelForSequenceClassification": "auto",
+    "AutoModelForTokenClassification": "auto",
+    "AutoTokenizer": "auto",
     "KVCache": "cache",
     "LlamaConfig": "config",
     "ArtifactError": "errors",
@@ -80,6 +97,7 @@ _MODULES = {
     "GenerationRequest": "request",
     "SamplingParams": "request",
     "StreamDecoder": "stream_decoder",
+    "BatchEncoding": "tokenizer_batch",
     "LlamaTokenizerFast": "tokenizer_fast",
     "load_tokenizer": "tokenizer_fast",
     "LlamaTokenizer": "tokenizer_sentencepiece",

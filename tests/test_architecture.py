@@ -19,7 +19,8 @@ ROWS = [
     timings generation_config mask_view mask_view.kinds mask_view.labels mask_view.layout""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
-    tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken stream_decoder prompts
+    tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken tokenizer_sequences tokenizer_call
+    tokenizer_batch stream_decoder prompts
     template_worker logit_bias hub model_folder cpu_quota mask_view.rows mask_view.text
     mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
@@ -30,6 +31,7 @@ ROWS = [
     "loading",
     "model",
     "heads attention_visualizer",
+    "auto",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
     cli.options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results
