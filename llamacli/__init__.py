@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         LlamaForTokenClassification as LlamaForTokenClassification,
     )
     from llamacli.model import LlamaForCausalLM as LlamaForCausalLM, LlamaModel as LlamaModel
+    from llamacli.pipelines.factory import pipeline as pipeline
     from llamacli.request import (
         GenerationRequest as GenerationRequest,
         SamplingParams as SamplingParams,
@@ -94,6 +95,7 @@ _MODULES = {
     "LlamaForTokenClassification": "heads",
     "LlamaForCausalLM": "model",
     "LlamaModel": "model",
+    "pipeline": "pipelines.factory",
     "GenerationRequest": "request",
     "SamplingParams": "request",
     "StreamDecoder": "stream_decoder",

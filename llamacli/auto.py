@@ -64,36 +64,9 @@ class AutoModel:
     _opens: ClassVar[type[PreTrainedModel]] = LlamaModel
 
     @classmethod
-    def from_pretrained(
-        cls,
-        model: ModelName,
-        *,
-        device_map: object = None,
-        torch_dtype: str | torch.dtype | None = None,
-        **options: Any,
-    ) -> Any:
-        """Read a model from a folder or the hub.
-
-        Args:
-            model: a folder or hub name.
-            device_map: the device of the whole model: "auto", its name or number, or {"": device}.
-            torch_dtype: the old name of `dtype`.
-            options: as `PreTrainedModel.from_pretrained`.
-
-        Raises:
-            TypeError: an option that is not supported, by name.
-            RequestError: a device map that splits the model.
-            LlamacliError: as `PreTrainedModel.from_pretrained`.
-        """
-        for name, value, old in (
-            ("device", None if device_map is None else one_device(device_map), "device_map"),
-            ("dtype", torch_dtype, "torch_dtype"),
-        ):
-            if value is not None and name in options:
-                raise RequestError(f"{name} and {old} mean the same: give one of them")
-            if value is not None:
-                options[name] = value
-        return cls._opens.from_pretrained(model, **options)
+    def from_pretrained(cls, model: ModelName, **options: Any) -> Any:
+        """Read a model from a folder or the hub; options and errors as `open_model`."""
+        return open_model(cls._opens, model, **options)
 
 
 class AutoModelForCausalLM(AutoModel):
@@ -118,6 +91,40 @@ class AutoModelForQuestionAnswering(AutoModel):
     """Opens a model that finds answers in a text."""
 
     _opens = LlamaForQuestionAnswering
+
+
+def open_model(
+    opens: type[PreTrainedModel],
+    model: ModelName,
+    *,
+    device_map: object = None,
+    torch_dtype: str | torch.dtype | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """Read a model of this class from a folder or the hub.
+
+    Args:
+        opens: the class.
+        model: a folder or hub name.
+        device_map: the device of the whole model, as `one_device`.
+        torch_dtype: the old name of `dtype`.
+        options: as `PreTrainedModel.from_pretrained`.
+
+    Raises:
+        TypeError: an option that is not supported, by name.
+        RequestError: the same is said twice.
+        LlamacliError: as `one_device` and `PreTrainedModel.from_pretrained`.
+    """
+    device = None if device_map is None else one_device(device_map)
+    for name, other, value in (
+        ("device", "device_map", device),
+        ("dtype", "torch_dtype", torch_dtype),
+    ):
+        if value is not None:
+            if name in options:
+                raise RequestError(f"{name} and {other} mean the same: give one of them")
+            options[name] = value
+    return opens.from_pretrained(model, **options)
 
 
 def one_device(device_map: object) -> str | torch.device:

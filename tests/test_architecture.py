@@ -31,7 +31,9 @@ ROWS = [
     "loading",
     "model",
     "heads attention_visualizer",
-    "auto",
+    """auto pipelines pipelines.base pipelines.offsets pipelines.text_generation
+    pipelines.text_classification pipelines.token_classification pipelines.question_answering
+    pipelines.factory""",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
     cli.options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results

@@ -18,6 +18,19 @@ from tests.tiny import write_model
 
 PROMPT = "Plants create energy through a process known as"
 
+PIPELINE = """
+import torch
+from llamacli import pipeline
+
+pipeline = pipeline(
+    task="text-generation",
+    model="huggyllama/llama-7b",
+    dtype=torch.float16,
+    device=0
+)
+output = pipeline("Plants create energy through a process known as")
+"""
+
 AUTO_MODEL = """
 import torch
 from llamacli import AutoModelForCausalLM, AutoTokenizer
@@ -99,6 +112,13 @@ def run(snippet: str, model: Path = DEMO_FOLDER) -> dict[str, Any]:
     names: dict[str, Any] = {}
     exec(code.replace('"cuda"', '"cpu"').replace("device=0", 'device="cpu"'), names)
     return names
+
+
+def test_the_pipeline_continues_the_prompt() -> None:
+    names = run(PIPELINE)
+    [record] = names["output"]
+    assert record.keys() == {"generated_text"}
+    assert record["generated_text"].startswith(PROMPT)
 
 
 def test_auto_classes_continue_the_prompt_as_transformers_does(
