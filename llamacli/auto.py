@@ -127,7 +127,7 @@ def open_model(
     return opens.from_pretrained(model, **options)
 
 
-def one_device(device_map: object) -> str | torch.device:
+def one_device(device_map: object) -> str | torch.device | int:
     """The device of a map that puts the whole model on one; -1 is the CPU, 0 the first GPU.
 
     Raises:
@@ -135,9 +135,7 @@ def one_device(device_map: object) -> str | torch.device:
     """
     if isinstance(device_map, Mapping) and set(device_map) == {""}:
         device_map = device_map[""]
-    if isinstance(device_map, int) and not isinstance(device_map, bool):
-        return "cpu" if device_map < 0 else f"cuda:{device_map}"
-    if isinstance(device_map, str | torch.device):
+    if isinstance(device_map, str | torch.device | int):
         return device_map
     shown = printable(repr(device_map))
     raise RequestError(f'device_map must be "auto" or one device, got {shown}')

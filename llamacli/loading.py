@@ -74,7 +74,7 @@ class PreTrainedModel(nn.Module):
         *,
         revision: str | None = None,
         dtype: str | torch.dtype = "auto",
-        device: str | torch.device = "auto",
+        device: str | torch.device | int = "auto",
         attn_implementation: str = "sdpa",
         quantization_config: object = None,
         activations: str = "auto",
@@ -156,7 +156,7 @@ def load_model(
     opened: Checkpoint,
     *,
     dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "auto",
+    device: str | torch.device | int = "auto",
     attn_implementation: str = "sdpa",
     recipe: Recipe | None = None,
     activations: str = "auto",
@@ -253,14 +253,18 @@ def available_devices() -> list[str]:
     return [name for name in DEVICE_TYPES if torch.get_device_module(name).is_available()]
 
 
-def choose_device(device: str | torch.device) -> torch.device:
-    """The device meant by "auto", "cpu", "cuda", "cuda:1", …
+def choose_device(device: str | torch.device | int) -> torch.device:
+    """The device meant by "auto", "cpu", "cuda", "cuda:1", …; 0, 1, … are GPUs, -1 is the CPU.
 
     Raises:
         RequestError: not the name of a device.
         ResourceError: this machine does not have it.
     """
     here = available_devices()
+    if str(device) == "-1":
+        device = "cpu"
+    elif str(device).isdecimal():
+        device = f"cuda:{device}"
     if device == "auto":
         return torch.device(here[0])
     try:

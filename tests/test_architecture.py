@@ -36,10 +36,10 @@ ROWS = [
     pipelines.factory""",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
-    cli.options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results
-    cli.run cli.progress cli.quantize_options cli.quantize_evaluation
-    cli.quantize_report cli.quantize cli.visualize_mask_options cli.visualize_mask
-    cli.commands cli.completions cli.app __main__""",
+    cli.options cli.task_options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs
+    cli.results cli.run cli.task_records cli.run_task cli.progress cli.quantize_options
+    cli.quantize_evaluation cli.quantize_report cli.quantize cli.visualize_mask_options
+    cli.visualize_mask cli.commands cli.completions cli.app __main__""",
 ]
 ROW_OF = {f"llamacli.{name}": row for row, names in enumerate(ROWS) for name in names.split()}
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from llamacli import auto
-from llamacli.errors import CheckpointError, RequestError
+from llamacli.errors import CheckpointError, RequestError, ResourceError
 from llamacli.model_folder import DEMO_FOLDER
 from tests.tiny import write_model
 
@@ -197,5 +197,7 @@ def test_what_is_not_supported_is_named(folder: Path, options: Any, words: str) 
         auto.AutoModelForCausalLM.from_pretrained(folder, load_in_8bit=True)
 
 
-def test_a_number_is_a_gpu() -> None:
-    assert auto.one_device(1) == "cuda:1"
+@pytest.mark.parametrize("number", [99, "99"])
+def test_a_number_is_a_gpu(number: object) -> None:
+    with pytest.raises(ResourceError, match="no device cuda:99"):
+        auto.AutoModel.from_pretrained(DEMO_FOLDER, device_map=number)

@@ -234,10 +234,9 @@ def expected_answers(folder: Path, room: int, stride: int, longest: int) -> dict
         start, end = out.start_logits[0, inside].softmax(0), out.end_logits[0, inside].softmax(0)
         for first in range(len(window)):
             for last in range(first, min(first + longest, len(window))):
-                span = (
-                    context["offset_mapping"][window[first]][0],
-                    context["offset_mapping"][window[last]][1],
-                )
+                begin = context["offset_mapping"][window[first]][0]
+                stop = context["offset_mapping"][window[last]][1]
+                span = (stop - len(CONTEXT[begin:stop].lstrip()), stop)
                 scores[span] = max(scores.get(span, 0), float(start[first] * end[last]))
     return scores
 

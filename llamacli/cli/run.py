@@ -4,14 +4,13 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from llamacli.cli.choices import Activations, CacheImplementation
 from llamacli.cli.console import Terminal
 from llamacli.cli.exit_codes import ExitCode
-from llamacli.cli.option_class import takes_options
 from llamacli.cli.prompt_sources import PromptRecord, collect_prompts
 from llamacli.cli.run_options import RunOptions, checked, origin
 from llamacli.cli.threads import calm_threads, set_threads
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from llamacli.cli.results import Output, Result, RunFacts
     from llamacli.cli.visualize_mask_options import VisualizeMaskOptions
     from llamacli.generation import TokenStream
+    from llamacli.loading import PreTrainedModel
     from llamacli.model import LlamaForCausalLM
     from llamacli.model_folder import ModelFolder
 
@@ -136,9 +136,12 @@ def plan_jobs(
 
 
 def load_weights(
-    terminal: Terminal, options: RunOptions, folder: "ModelFolder"
-) -> "LlamaForCausalLM":
-    """Import torch and read the weights."""
+    terminal: Terminal,
+    options: RunOptions,
+    folder: "ModelFolder",
+    opens: "type[PreTrainedModel] | None" = None,
+) -> Any:
+    """Import torch and read the weights of a `LlamaForCausalLM`, or of the class `opens`."""
     calm_threads()
     with terminal.importing():
         import torch
@@ -156,7 +159,7 @@ def load_weights(
         terminal.status(f"loading the weights: {done / 1e9:.1f} of {total / 1e9:.1f} GB …")
 
     model = load_model(
-        LlamaForCausalLM,
+        opens or LlamaForCausalLM,
         folder.config,
         weights,
         dtype=options.dtype.value,
@@ -277,6 +280,3 @@ def show_config(ctx: typer.Context, options: RunOptions) -> None:
         lines = [(name, json.dumps(s["value"]), s["from"]) for name, s in settings.items()]
         text = "\n".join(f"{name:<21} {value:<11} {source}" for name, value, source in lines)
     ctx.obj.write(text + "\n")
-
-
-run = takes_options(run_prompts, RunOptions)

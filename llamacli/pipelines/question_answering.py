@@ -89,6 +89,7 @@ class QuestionAnsweringPipeline(Pipeline):
         best: dict[tuple[int, int], float] = {}  # in the overlap of windows an answer occurs twice
         for window in self._windows(tokens, question_ids, chosen):
             for score, start, end in self._spans(window, question_ids, chosen):
+                start = end - len(context[start:end].lstrip())  # a token has the blank before it
                 best[start, end] = max(score, best.get((start, end), 0.0))
         ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))[: chosen.top_k]
         answers = [
