@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         SamplingParams as SamplingParams,
     )
     from llamacli.stream_decoder import StreamDecoder as StreamDecoder
+    from llamacli.streamers import TextStreamer as TextStreamer
     from llamacli.tokenizer_batch import BatchEncoding as BatchEncoding
     from llamacli.tokenizer_fast import (
         LlamaTokenizerFast as LlamaTokenizerFast,
@@ -99,6 +100,7 @@ _MODULES = {
     "GenerationRequest": "request",
     "SamplingParams": "request",
     "StreamDecoder": "stream_decoder",
+    "TextStreamer": "streamers",
     "BatchEncoding": "tokenizer_batch",
     "LlamaTokenizerFast": "tokenizer_fast",
     "load_tokenizer": "tokenizer_fast",

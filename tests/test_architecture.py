@@ -27,7 +27,7 @@ ROWS = [
     """cache memory sampling quantization kernels kernels.native dense_linear quantized_linear
     kernels.decode_step weight_file torchao_format checkpoint_index checkpoint checkpoint_writer
     load_into quantization_plan torchao_config conversion output_folder""",
-    "generation batch_generation evaluation quantization_report",
+    "generation batch_generation streamers evaluation quantization_report",
     "loading",
     "model",
     "heads attention_visualizer",

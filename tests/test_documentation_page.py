@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+import llamacli
 from llamacli import auto
 from llamacli.errors import CheckpointError, RequestError, ResourceError
 from llamacli.model_folder import DEMO_FOLDER
@@ -157,6 +158,25 @@ def test_the_class_itself_continues_up_to_a_length(capsys: pytest.CaptureFixture
 def test_a_model_is_made_from_a_config() -> None:
     names = run(CONFIG)
     assert names["model"].config is names["configuration"]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_streamer_writes_what_that_of_transformers_writes(
+    capsys: pytest.CaptureFixture[str], skip: bool
+) -> None:
+    settings = {"do_sample": False, "max_new_tokens": 12}
+    written = []
+    for library in (llamacli, transformers):
+        tokenizer = library.AutoTokenizer.from_pretrained(DEMO_FOLDER)
+        model = library.AutoModelForCausalLM.from_pretrained(DEMO_FOLDER, dtype="float32")
+        streamer = library.TextStreamer(tokenizer, skip_prompt=skip, skip_special_tokens=skip)
+        for _ in range(2):
+            inputs = tokenizer(PROMPT, return_tensors="pt")
+            model.generate(**inputs, streamer=streamer, **settings)
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1]
+    with pytest.raises(RequestError, match="one row"):
+        llamacli.TextStreamer(tokenizer).put(torch.zeros(2, 3))
 
 
 # ------------------------------------------------------------------------ the Auto classes alone

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 
+import llamacli
 from llamacli import heads
 from llamacli.config import LlamaConfig
 from llamacli.errors import ConfigError, RequestError
@@ -32,7 +34,7 @@ def reference(name: str, kind: str = "gqa", **settings: Any) -> Any:
 
 def twin(theirs: Any) -> PreTrainedModel:
     config = LlamaConfig.from_dict(theirs.config.to_dict())
-    ours: PreTrainedModel = getattr(heads, type(theirs).__name__)(config).eval()
+    ours: PreTrainedModel = getattr(llamacli, type(theirs).__name__)(config).eval()
     ours.load_state_dict(theirs.state_dict())
     return ours
 
@@ -88,6 +90,20 @@ def test_the_loss_and_a_step_along_its_gradient_equal(name: str) -> None:
             loss.backward()
             torch.optim.SGD(model.parameters(), lr=0.01).step()
             model.zero_grad()
+    expected = theirs.state_dict()
+    for parameter, value in ours.state_dict().items():
+        torch.testing.assert_close(value, expected[parameter], **TOLERANCE)
+
+
+def test_a_step_along_the_gradient_of_the_next_token_equals() -> None:
+    theirs, ids = reference("LlamaForCausalLM"), random_ids(2, 9)
+    ours = twin(theirs)
+    loss = theirs(ids, labels=ids).loss
+    own = F.cross_entropy(ours(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(own, loss, **TOLERANCE)
+    for model, value in ((ours, own), (theirs, loss)):
+        value.backward()
+        torch.optim.SGD(model.parameters(), lr=0.01).step()
     expected = theirs.state_dict()
     for parameter, value in ours.state_dict().items():
         torch.testing.assert_close(value, expected[parameter], **TOLERANCE)
