@@ -38,7 +38,7 @@ _llamacli() {
         "run --cache-implementation") _llamacli_words "dynamic static"; return ;;
         "run --attn-implementation") _llamacli_words "sdpa eager"; return ;;
         "run --lookup") return ;;
-        "run -f" | "run --prompt-file") _llamacli_files; return ;;
+        "run -f" | "run --input" | "run --prompt-file") _llamacli_files; return ;;
         "run --system") return ;;
         "run --prefill") return ;;
         "run --chat-template") _llamacli_files; return ;;
@@ -58,6 +58,11 @@ _llamacli() {
         "run --frequency-penalty") return ;;
         "run --no-repeat-ngram-size") return ;;
         "run --logit-bias") return ;;
+        "run --task") _llamacli_words "text-generation text-classification token-classification question-answering"; return ;;
+        "run --format") _llamacli_words "json csv pipe"; return ;;
+        "run --column") return ;;
+        "run --aggregation-strategy") _llamacli_words "none simple first average max"; return ;;
+        "run --output") _llamacli_files; return ;;
         "run --num-samples") return ;;
         "run --logprobs") return ;;
         "run --color") _llamacli_words "auto always never"; return ;;
@@ -110,7 +115,7 @@ _llamacli() {
     esac
     case "$command" in
         "") _llamacli_words "run download quantize visualize-mask bench --version --debug -h --help" ;;
-        run) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline --device --dtype --quantize --activations -t --threads --cache-implementation --attn-implementation --lookup --check-tensors -f --prompt-file --lines --jsonl -0 --null --raw --system --prefill --chat-template --parse-special --truncate --batch-size -n --max-new-tokens --min-new-tokens --stop --ignore-eos --seed --greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram-size --logit-bias --num-samples --json --logprobs --stats --show-config --plan --color -q --quiet --debug -h --help"; fi ;;
+        run) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline --device --dtype --quantize --activations -t --threads --cache-implementation --attn-implementation --lookup --check-tensors -f --input --prompt-file --lines --jsonl -0 --null --raw --system --prefill --chat-template --parse-special --truncate --batch-size -n --max-new-tokens --min-new-tokens --stop --ignore-eos --seed --greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram-size --logit-bias --task --format --column --aggregation-strategy --output --num-samples --json --logprobs --stats --show-config --plan --color -q --quiet --debug -h --help"; fi ;;
         download) if [[ $cur == -* ]]; then _llamacli_words "--revision --offline --include --exclude --to --dry-run --list --verify --remove --json -q --quiet --debug -h --help"; else _llamacli_models; fi ;;
         quantize) if [[ $cur == -* ]]; then _llamacli_words "--revision --offline --bits --group-size --algorithm --skip --mixed --dequantize --evaluate --text --target-kl -o --output --force --dry-run --report -t --threads -q --quiet --debug -h --help"; else compopt -o plusdirs 2>/dev/null; _llamacli_models; fi ;;
         visualize-mask) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline -f --prompt-file --tokens --sliding-window --padding --packed --prefix-length --step --static-cache --attention --layer --head -o --output --json --ascii --color -q --quiet --debug -h --help"; fi ;;

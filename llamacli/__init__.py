@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from llamacli.attention_visualizer import (
         AttentionMaskVisualizer as AttentionMaskVisualizer,
     )
+    from llamacli.auto import (
+        AutoConfig as AutoConfig,
+        AutoModel as AutoModel,
+        AutoModelForCausalLM as AutoModelForCausalLM,
+        AutoModelForQuestionAnswering as AutoModelForQuestionAnswering,
+        AutoModelForSequenceClassification as AutoModelForSequenceClassification,
+        AutoModelForTokenClassification as AutoModelForTokenClassification,
+        AutoTokenizer as AutoTokenizer,
+    )
     from llamacli.cache import KVCache as KVCache
     from llamacli.config import LlamaConfig as LlamaConfig
     from llamacli.errors import (
@@ -33,12 +42,20 @@ if TYPE_CHECKING:
         generate as generate,
         stream_text as stream_text,
     )
+    from llamacli.heads import (
+        LlamaForQuestionAnswering as LlamaForQuestionAnswering,
+        LlamaForSequenceClassification as LlamaForSequenceClassification,
+        LlamaForTokenClassification as LlamaForTokenClassification,
+    )
     from llamacli.model import LlamaForCausalLM as LlamaForCausalLM, LlamaModel as LlamaModel
+    from llamacli.pipelines.factory import pipeline as pipeline
     from llamacli.request import (
         GenerationRequest as GenerationRequest,
         SamplingParams as SamplingParams,
     )
     from llamacli.stream_decoder import StreamDecoder as StreamDecoder
+    from llamacli.streamers import TextStreamer as TextStreamer
+    from llamacli.tokenizer_batch import BatchEncoding as BatchEncoding
     from llamacli.tokenizer_fast import (
         LlamaTokenizerFast as LlamaTokenizerFast,
         load_tokenizer as load_tokenizer,
@@ -50,6 +67,13 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AttentionMaskVisualizer": "attention_visualizer",
+    "AutoConfig": "auto",
+    "AutoModel": "auto",
+    "AutoModelForCausalLM": "auto",
+    "AutoModelForQuestionAnswering": "auto",
+    "AutoModelForSequenceClassification": "auto",
+    "AutoModelForTokenClassification": "auto",
+    "AutoTokenizer": "auto",
     "KVCache": "cache",
     "LlamaConfig": "config",
     "ArtifactError": "errors",
@@ -67,11 +91,17 @@ _MODULES = {
     "TokenStream": "generation",
     "generate": "generation",
     "stream_text": "generation",
+    "LlamaForQuestionAnswering": "heads",
+    "LlamaForSequenceClassification": "heads",
+    "LlamaForTokenClassification": "heads",
     "LlamaForCausalLM": "model",
     "LlamaModel": "model",
+    "pipeline": "pipelines.factory",
     "GenerationRequest": "request",
     "SamplingParams": "request",
     "StreamDecoder": "stream_decoder",
+    "TextStreamer": "streamers",
+    "BatchEncoding": "tokenizer_batch",
     "LlamaTokenizerFast": "tokenizer_fast",
     "load_tokenizer": "tokenizer_fast",
     "LlamaTokenizer": "tokenizer_sentencepiece",

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from llamacli.errors import ConfigError, first_five, printable
 from llamacli.json_files import read_json_object
+from llamacli.labels import PROBLEM_TYPES, labels_by_id
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,10 @@ _IGNORED_KEYS = frozenset(
     begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size
     decoder_start_token_id diversity_penalty do_sample early_stopping
     encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id id2label is_decoder is_encoder_decoder label2id
+    forced_bos_token_id forced_eos_token_id is_decoder is_encoder_decoder label2id
     length_penalty max_length max_new_tokens min_length model_type no_repeat_ngram_size
-    num_beam_groups num_beams num_labels num_return_sequences output_attentions
-    output_hidden_states output_scores prefix problem_type pruned_heads remove_invalid_values
+    num_beam_groups num_beams num_return_sequences output_attentions
+    output_hidden_states output_scores prefix pruned_heads remove_invalid_values
     repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
     task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k
     top_p torchscript transformers_version trust_remote_code typical_p use_bfloat16
@@ -153,9 +154,8 @@ class LlamaConfig:
         max_position_embeddings: context length in tokens.
         initializer_range: standard deviation of random weights.
         rms_norm_eps: added to the mean square in RMSNorm.
-        use_cache: kept for other tools; generation here always uses a cache.
+        use_cache, pretraining_tp: kept for other tools; no result depends on them.
         pad_token_id, bos_token_id, eos_token_id: special ids; several EOS ids are allowed.
-        pretraining_tp: kept for other tools; the result does not depend on it.
         tie_word_embeddings: lm_head is the embedding.
         rope_theta: base of the rotary frequencies.
         rope_scaling: a mapping or RopeScaling; None means the default frequencies.
@@ -163,6 +163,8 @@ class LlamaConfig:
         attention_dropout: dropout of attention weights in training.
         dtype: type of the weights on disk.
         quantization_config: how the weights on disk are quantized.
+        num_labels, id2label: how many labels a classifier has, and their names.
+        problem_type, classifier_dropout: of a classifier in training, see `heads.py`.
 
     Raises:
         ConfigError: a value of the wrong type, out of bounds, or in conflict with another.
@@ -192,6 +194,10 @@ class LlamaConfig:
     mlp_bias: bool = False
     dtype: str | None = None
     quantization_config: Mapping[str, object] | None = None
+    num_labels: int | None = None
+    id2label: Mapping[int, str] | None = None
+    problem_type: str | None = None
+    classifier_dropout: float | None = None
 
     def __post_init__(self) -> None:
         self._normalize()
@@ -241,6 +247,8 @@ class LlamaConfig:
             self._set("eos_token_id", tuple(self.eos_token_id))
         if isinstance(self.dtype, str):
             self._set("dtype", self.dtype.removeprefix("torch."))
+        self._set("id2label", labels_by_id(self.id2label, self.num_labels))
+        self._set("num_labels", len(self.id2label or ()))
 
     def _check_sizes(self) -> None:
         for key, (low, high) in _INTEGER_BOUNDS.items():
@@ -268,8 +276,11 @@ class LlamaConfig:
                 raise _fail(key, "true or false", getattr(self, key))
         if self.hidden_act not in ACTIVATIONS:
             raise _fail("hidden_act", "one of " + ", ".join(ACTIVATIONS), self.hidden_act)
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise _fail("dtype", "one of " + ", ".join(DTYPES), self.dtype)
+        for key, known in (("dtype", DTYPES), ("problem_type", PROBLEM_TYPES)):
+            if getattr(self, key) not in (None, *known):
+                raise _fail(key, "one of " + ", ".join(known), getattr(self, key))
+        if self.classifier_dropout is not None:
+            _check_number("classifier_dropout", self.classifier_dropout, "in [0, 1)", -1e-9, 1)
         for key in ("pad_token_id", "bos_token_id"):
             if (value := getattr(self, key)) is not None:
                 _check_integer(key, value, -1, self.vocab_size - 1)
@@ -292,12 +303,11 @@ class LlamaConfig:
         if isinstance(rope, Mapping) and rope.get("rope_theta") is not None:
             known["rope_theta"] = rope["rope_theta"]
         known["rope_scaling"] = None if rope is None else RopeScaling.from_dict(rope)
-        dtype = known.pop("dtype", None) or known.pop("torch_dtype", None)
-        known.pop("torch_dtype", None)
+        new, old = known.pop("dtype", None), known.pop("torch_dtype", None)
         names = {field.name for field in dataclasses.fields(cls)}
         _report_unknown("config", known.keys() - names - _IGNORED_KEYS)
         fields = {key: value for key, value in known.items() if key in names}
-        return cls(**fields, dtype=dtype)
+        return cls(**fields, dtype=new or old)
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
@@ -319,6 +329,9 @@ class LlamaConfig:
             values["rope_scaling"] = kept
         if isinstance(self.eos_token_id, tuple):
             values["eos_token_id"] = list(self.eos_token_id)
+        del values["num_labels"]  # follows from the names
+        if self.id2label == labels_by_id(None, None):
+            del values["id2label"]
         # null is left out only where that means null, too: no eos_token_id would mean 2.
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         given = {k: v for k, v in values.items() if v is not None or defaults.get(k) is not None}

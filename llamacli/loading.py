@@ -58,6 +58,16 @@ class PreTrainedModel(nn.Module):
     config: LlamaConfig
     generation_config: GenerationConfig = GenerationConfig()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the norms and the embeddings, which are never quantized."""
+        return next(self.parameters()).dtype
+
     @classmethod
     def from_pretrained(
         cls,
@@ -65,7 +75,7 @@ class PreTrainedModel(nn.Module):
         *,
         revision: str | None = None,
         dtype: str | torch.dtype = "auto",
-        device: str | torch.device = "auto",
+        device: str | torch.device | int = "auto",
         attn_implementation: str = "sdpa",
         quantization_config: object = None,
         activations: str = "auto",
@@ -149,7 +159,7 @@ def load_model(
     opened: Checkpoint,
     *,
     dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "auto",
+    device: str | torch.device | int = "auto",
     attn_implementation: str = "sdpa",
     recipe: Recipe | None = None,
     activations: str = "auto",
@@ -251,14 +261,18 @@ def available_devices() -> list[str]:
     return [name for name in DEVICE_TYPES if torch.get_device_module(name).is_available()]
 
 
-def choose_device(device: str | torch.device) -> torch.device:
-    """The device meant by "auto", "cpu", "cuda", "cuda:1", …
+def choose_device(device: str | torch.device | int) -> torch.device:
+    """The device meant by "auto", "cpu", "cuda", "cuda:1", …; 0, 1, … are GPUs, -1 is the CPU.
 
     Raises:
         RequestError: not the name of a device.
         ResourceError: this machine does not have it.
     """
     here = available_devices()
+    if str(device) == "-1":
+        device = "cpu"
+    elif str(device).isdecimal():
+        device = f"cuda:{device}"
     if device == "auto":
         return torch.device(here[0])
     try:

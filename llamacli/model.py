@@ -18,14 +18,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from llamacli import masks
+from llamacli.batch_generation import generate_batch
 from llamacli.cache import KVCache
 from llamacli.config import LlamaConfig
-from llamacli.generation import TokenStream
 from llamacli.loading import PreTrainedModel, choose
-from llamacli.request import SamplingParams
 from llamacli.rope import rope_frequencies
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -304,47 +302,6 @@ class LlamaForCausalLM(PreTrainedModel):
         )
         return self.lm_head(hidden_states)  # type: ignore[no-any-return]
 
-    def generate(
-        self,
-        input_ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        cache_implementation: str = "dynamic",
-        do_sample: bool = False,
-        **sampling: Any,
-    ) -> Tensor:
-        """Continue each row of a batch, as `transformers` does.
-
-        Args:
-            input_ids: (B, T), padded on the left where `attention_mask` (B, T) is 0.
-            attention_mask: None means no padding.
-            cache_implementation: "dynamic" or "static".
-            do_sample: draw from the distribution; otherwise the most probable token is taken.
-            sampling: fields of `SamplingParams`; a seed counts for each row alone.
-
-        Returns:
-            (B, T + the longest row's new tokens): prompt and new ids, padded on the right with the
-            pad id, else the first end-of-sequence id.
-
-        Raises:
-            RequestError: a value outside its range, or a prompt that fills the context.
-        """
-        params = SamplingParams(**sampling if do_sample else sampling | {"temperature": 0.0})
-        eos = self.config.eos_token_ids | self.generation_config.eos_token_ids
-        keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        prompts = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, keep, strict=True)]
-        is_static = {"dynamic": False, "static": True}
-        tokens = TokenStream(
-            self,
-            prompts,
-            [params] * len(prompts),
-            eos_token_ids=eos,
-            static_cache=choose("cache_implementation", cache_implementation, is_static),
-        )
-        rows: list[list[int]] = [[] for _ in prompts]
-        for token in tokens:
-            rows[token.row].append(token.id)
-        pad = self.config.pad_token_id
-        pad = pad if pad is not None else min(eos, default=0)
-        new_ids = pad_sequence([input_ids.new_tensor(row) for row in rows], True, pad)
-        return torch.cat((input_ids, new_ids), dim=1)
+    def generate(self, input_ids: Tensor, **options: Any) -> Tensor:
+        """Continue each row of a batch; options and result as `generate_batch`."""
+        return generate_batch(self, input_ids, **options)

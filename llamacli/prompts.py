@@ -13,11 +13,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamacli.errors import RequestError, TemplateError, printable
 from llamacli.request import GenerationRequest, Message, check_messages
-from llamacli.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llamacli.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ _WORKER_VARIABLES = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TZ")
 _STOPPED = "the chat template was stopped: it takes more time or memory than a template may"
 
 
-def choose_template(tokenizer: Tokenizer, explicit: str | None = None) -> str | None:
+def choose_template(tokenizer: "Tokenizer", explicit: str | None = None) -> str | None:
     """The chat template to use: the explicit one, else the model's own, else the default.
 
     Args:
@@ -83,7 +85,7 @@ def choose_template(tokenizer: Tokenizer, explicit: str | None = None) -> str | 
     return own if own is not None else default_template(tokenizer)
 
 
-def default_template(tokenizer: Tokenizer) -> str | None:
+def default_template(tokenizer: "Tokenizer") -> str | None:
     """The template for a model that brings none, as far as its added tokens tell.
 
     A chat model of Llama 2 looks like a base model, so there is none for it.
@@ -96,7 +98,7 @@ def default_template(tokenizer: Tokenizer) -> str | None:
 
 def encode_prompts(
     requests: Sequence[GenerationRequest],
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     template: str | None,
     *,
     parse_special: bool = False,
@@ -137,7 +139,7 @@ def encode_prompts(
     return [_with_bos_once(segments(request), tokenizer) for request in requests]
 
 
-def _with_bos_once(segments: Sequence[str | int], tokenizer: Tokenizer) -> list[int]:
+def _with_bos_once(segments: Sequence[str | int], tokenizer: "Tokenizer") -> list[int]:
     ids = tokenizer.encode_segments(segments)
     if ids[:2] == [tokenizer.bos_token_id] * 2:
         ids = ids[1:]
@@ -146,7 +148,7 @@ def _with_bos_once(segments: Sequence[str | int], tokenizer: Tokenizer) -> list[
 
 def render_chats(
     chats: Sequence[Sequence[Message]],
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     *,
     template: str,
     prefills: Sequence[str] | None = None,

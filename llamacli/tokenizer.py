@@ -5,31 +5,33 @@ are matched whole inside text, BOS and EOS, decoding, and the methods that the d
 transformers promises, with the results of LlamaTokenizer in transformers 4.53.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from llamacli.atomic import atomic_write
 from llamacli.errors import LocalIOError, NotFoundError, TokenizerError, printable
 from llamacli.stream_decoder import StreamDecoder
 from llamacli.tokenizer_added import AddedToken, AddedTokens
+from llamacli.tokenizer_batch import plain_ids
 from llamacli.tokenizer_bytes import (
     BYTE_TO_CHAR,
     byte_level_bytes,
     scalar_text,
     sentencepiece_bytes,
 )
+from llamacli.tokenizer_call import TokenizerCall
 from llamacli.tokenizer_config import TokenizerConfig
 
 # Tokens that end a turn or the text in the Llama 3 family and in ChatML.
 END_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>")
 
 
-class Tokenizer(ABC):
+class Tokenizer(TokenizerCall):
     """A vocabulary of ids 0 … vocab_size-1, added tokens included.
 
     Text is a sequence of Unicode characters: a lone surrogate, as a command line can hold one,
@@ -65,8 +67,9 @@ class Tokenizer(ABC):
         self.bos_token, self.bos_token_id = self._special("bos_token", config.bos_token)
         self.eos_token, self.eos_token_id = self._special("eos_token", config.eos_token)
         self.unk_token, self.unk_token_id = self._special("unk_token", config.unk_token)
-        self.pad_token, self.pad_token_id = self._special("pad_token", config.pad_token)
-        self.all_special_ids = sorted(i for i, token in self._added.by_id.items() if token.special)
+        self.pad_token = config.pad_token
+        self.padding_side = config.padding_side or "left"
+        self.model_max_length = config.model_max_length
         ends = {self.eos_token_id, *map(self.added_tokens.get, END_OF_TURN)}
         self.eos_token_ids = frozenset(token_id for token_id in ends if token_id is not None)
         # A model without byte pieces encodes what it does not know as the unknown token.
@@ -104,6 +107,18 @@ class Tokenizer(ABC):
         token = self._added.by_id.get(token_id, AddedToken(content=content))
         self._add(token_id, replace(token, special=True))
         return content, token_id
+
+    @property
+    def pad_token(self) -> str | None:
+        """What rows are padded with; a token of the vocabulary may be set."""
+        return self.config.pad_token
+
+    @pad_token.setter
+    def pad_token(self, content: str | None) -> None:
+        _, self.pad_token_id = self._special("pad_token", content)
+        self.config = replace(self.config, pad_token=content)
+        self.__dict__.pop("_skipped", None)
+        self.all_special_ids = sorted(i for i, token in self._added.by_id.items() if token.special)
 
     @property
     def chat_template(self) -> str | None:
@@ -169,8 +184,8 @@ class Tokenizer(ABC):
 
     # ---- decoding
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """The text of the ids.
+    def decode(self, ids: Any, *, skip_special_tokens: bool = False) -> str:
+        """The text of the ids: a sequence, an array or tensor (T,), or one alone.
 
         The first token that shows loses the blank that SentencePiece put before the text.
         `skip_special_tokens=True` leaves special tokens out, for a SentencePiece model exactly as
@@ -181,7 +196,7 @@ class Tokenizer(ABC):
             TokenizerError: an id outside the vocabulary.
         """
         decoder = StreamDecoder(self, skip_special_tokens=skip_special_tokens)
-        return "".join(map(decoder.push, ids)) + decoder.flush()
+        return "".join(map(decoder.push, plain_ids(ids))) + decoder.flush()
 
     def id_to_bytes(self, token_id: int) -> bytes:
         """What a token stands for: the UTF-8 bytes of its text, or a part of a character."""
@@ -235,74 +250,6 @@ class Tokenizer(ABC):
             ids.append(token_id)
         return ids
 
-    # ---- BOS and EOS: the documented methods
-
-    @property
-    def add_bos_token(self) -> bool:
-        """Whether BOS comes before every sequence."""
-        return bool(self.config.add_bos_token)
-
-    @add_bos_token.setter
-    def add_bos_token(self, value: bool) -> None:
-        self.config = replace(self.config, add_bos_token=value)
-        self.update_post_processor()
-
-    @property
-    def add_eos_token(self) -> bool:
-        """Whether EOS comes after every sequence."""
-        return bool(self.config.add_eos_token)
-
-    @add_eos_token.setter
-    def add_eos_token(self, value: bool) -> None:
-        self.config = replace(self.config, add_eos_token=value)
-        self.update_post_processor()
-
-    def update_post_processor(self) -> None:
-        """Make what comes around a sequence follow `add_bos_token` and `add_eos_token`.
-
-        Raises:
-            TokenizerError: a token is to be added that the vocabulary does not have.
-        """
-        self._prefix = _ids_to_add("bos_token", self.add_bos_token, self.bos_token_id)
-        self._suffix = _ids_to_add("eos_token", self.add_eos_token, self.eos_token_id)
-
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
-    ) -> list[int]:
-        """BOS and EOS around one sequence, or around each of two."""
-        sequences = [token_ids_0] if token_ids_1 is None else [token_ids_0, token_ids_1]
-        return [i for ids in sequences for i in (*self._prefix, *ids, *self._suffix)]
-
-    def get_special_tokens_mask(
-        self,
-        token_ids_0: Sequence[int],
-        token_ids_1: Sequence[int] | None = None,
-        already_has_special_tokens: bool = False,
-    ) -> list[int]:
-        """1 for a special token, 0 for another, of what `build_inputs_with_special_tokens` gives.
-
-        With `already_has_special_tokens` the sequence, which then comes alone, is already built.
-
-        Raises:
-            ValueError: a built sequence and a second one.
-        """
-        if already_has_special_tokens:
-            if token_ids_1 is not None:
-                raise ValueError("a sequence that already has special tokens comes alone")
-            special = set(self.all_special_ids)
-            return [int(token_id in special) for token_id in token_ids_0]
-        before, after = [1] * len(self._prefix), [1] * len(self._suffix)
-        sequences = [token_ids_0] if token_ids_1 is None else [token_ids_0, token_ids_1]
-        return [flag for ids in sequences for flag in (*before, *[0] * len(ids), *after)]
-
-    def create_token_type_ids_from_sequences(
-        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
-    ) -> list[int]:
-        """0 for each token of the first sequence, 1 for each of the second, BOS and EOS counted."""
-        first = len(self.build_inputs_with_special_tokens(token_ids_0))
-        both = len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
-        return [0] * first + [1] * (both - first)
-
     # ---- saving
 
     def save_vocabulary(
@@ -338,11 +285,3 @@ class Tokenizer(ABC):
         added = self._added.by_id
         replace(self.config, added_tokens=added, tokenizer_class=self._saved_class).write(folder)
         self.save_vocabulary(folder)
-
-
-def _ids_to_add(name: str, wanted: bool, token_id: int | None) -> list[int]:
-    if not wanted:
-        return []
-    if token_id is None:
-        raise TokenizerError(f"add_{name} is true, but the tokenizer has no {name}")
-    return [token_id]

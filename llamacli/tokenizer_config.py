@@ -44,6 +44,8 @@ class TokenizerConfig:
     added_tokens: Mapping[int, AddedToken] = field(default_factory=dict)
     chat_template: str | None = None
     tokenizer_class: str | None = None
+    padding_side: str | None = None
+    model_max_length: int | None = None
 
     @classmethod
     def read(cls, folder: Path | str, **overrides: Any) -> Self:
@@ -67,6 +69,12 @@ class TokenizerConfig:
             found.get("added_tokens_decoder"), _read_if_there(folder / "added_tokens.json")
         )
         said["chat_template"] = _chat_template(folder, found.get("chat_template"))
+        if (side := found.get("padding_side")) in (None, "left", "right"):
+            said["padding_side"] = side
+        else:
+            raise _wrong("padding_side", "left or right", side)
+        if isinstance(length := found.get("model_max_length"), int) and length > 0:
+            said["model_max_length"] = int(length)
         if isinstance(found.get("tokenizer_class"), str):
             said["tokenizer_class"] = found["tokenizer_class"]
         return cls(**said | overrides)
@@ -82,7 +90,8 @@ class TokenizerConfig:
         Raises:
             LocalIOError: the disk refuses.
         """
-        keys = ("tokenizer_class", *_FLAGS, *_NAMED_TOKENS, "chat_template")
+        rest = ("chat_template", "padding_side", "model_max_length")
+        keys = ("tokenizer_class", *_FLAGS, *_NAMED_TOKENS, *rest)
         said = {key: value for key in keys if (value := getattr(self, key)) is not None}
         said["added_tokens_decoder"] = {
             str(token_id): dataclasses.asdict(token) | {"normalized": False, "single_word": False}

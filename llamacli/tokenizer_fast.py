@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from llamacli import hub
 from llamacli.errors import LlamacliError, NotFoundError, TokenizerError, printable
 from llamacli.tokenizer import Tokenizer
 from llamacli.tokenizer_added import AddedToken
@@ -67,8 +68,11 @@ class LlamaTokenizerFast(Tokenizer):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, **settings: Any) -> Self:
-        """Read tokenizer.json, else the tokenizer.model of Llama 3; `settings` overrule files."""
-        folder = Path(folder)
+        """Read tokenizer.json, else the tokenizer.model of Llama 3; `settings` overrule files.
+
+        `folder` may be a hub name.
+        """
+        folder = hub.resolve(folder, weights=False).path
         path = folder / "tokenizer.json"
         path = path if path.exists() else folder / "tokenizer.model"
         return cls(path, TokenizerConfig.read(folder, **settings))
@@ -136,8 +140,8 @@ class LlamaTokenizerFast(Tokenizer):
         return self._tokenizer.to_str().encode()
 
 
-def load_tokenizer(folder: Path | str) -> Tokenizer:
-    """The tokenizer of a model's folder.
+def load_tokenizer(folder: Path | str, **settings: Any) -> Tokenizer:
+    """The tokenizer of a model's folder; `settings` overrule what is said in the files.
 
     A SentencePiece tokenizer.model is the truth where there is one, else tokenizer.json, else the
     tokenizer.model that Meta wrote for Llama 3.
@@ -149,13 +153,13 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     folder = Path(folder)
     model, fast = folder / "tokenizer.model", folder / "tokenizer.json"
     if model.exists() and file_kind(model) == "sentencepiece":
-        tokenizer = LlamaTokenizer.from_pretrained(folder)
+        tokenizer = LlamaTokenizer.from_pretrained(folder, **settings)
         if fast.exists():
             _compare(fast, tokenizer.vocab_size)
         return tokenizer
     if not model.exists() and not fast.exists():
         raise NotFoundError(f"{printable(folder)} has neither tokenizer.model nor tokenizer.json")
-    return LlamaTokenizerFast.from_pretrained(folder)
+    return LlamaTokenizerFast.from_pretrained(folder, **settings)
 
 
 def _compare(path: Path, vocab_size: int) -> None:

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from llamacli import hub
 from llamacli.errors import TokenizerError, printable
 from llamacli.json_files import read_file
 from llamacli.tokenizer import Tokenizer
@@ -72,8 +73,12 @@ class LlamaTokenizer(Tokenizer):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, **settings: Any) -> Self:
-        """Read tokenizer.model and the settings in a folder; `settings` overrule the files."""
-        return cls(Path(folder) / "tokenizer.model", TokenizerConfig.read(folder, **settings))
+        """Read tokenizer.model and the settings in a folder; `settings` overrule the files.
+
+        `folder` may be a hub name.
+        """
+        folder = hub.resolve(folder, weights=False).path
+        return cls(folder / "tokenizer.model", TokenizerConfig.read(folder, **settings))
 
     @property
     def legacy(self) -> bool:

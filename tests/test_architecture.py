@@ -15,13 +15,15 @@ import llamacli
 # A module imports from its own row and the rows above it, and no two import each other.
 ROWS = [
     # what needs the standard library alone
-    """errors json_files config request masks rope atomic context_window stop_strings lookup timings
-    generation_config hub.background hub.part_file mask_view mask_view.kinds mask_view.labels
-    mask_view.layout machine_memory benchmark benchmark.cases benchmark.shapes benchmark.record
+    """errors json_files labels config request masks rope atomic context_window stop_strings lookup
+    timings generation_config hub.background hub.part_file mask_view mask_view.kinds
+    mask_view.labels mask_view.layout machine_memory benchmark benchmark.cases
+    benchmark.shapes benchmark.record
     benchmark.report benchmark.compare benchmark.plot""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
-    tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken stream_decoder prompts
+    tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken tokenizer_sequences tokenizer_call
+    tokenizer_batch stream_decoder prompts
     template_worker logit_bias hub.settings hub.client hub.errors hub.listing hub.cache hub.verify
     hub.transfer hub.target hub.download hub model_folder cpu_quota mask_view.rows mask_view.text
     mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
@@ -30,16 +32,20 @@ ROWS = [
     kernels.long_prompts kernels.decode_step weight_file torchao_format checkpoint_index
     checkpoint checkpoint_writer load_into quantization_plan torchao_config conversion
     output_folder""",
-    "generation evaluation quantization_report",
+    "generation batch_generation streamers evaluation quantization_report",
     "loading",
     "model memory_estimate",
-    """attention_visualizer benchmark.machine benchmark.random_weights benchmark.measure
+    """heads attention_visualizer benchmark.machine benchmark.random_weights benchmark.measure
     benchmark.roofs benchmark.work benchmark.session benchmark.peers
     benchmark.transformers_peer""",
+    """auto pipelines pipelines.base pipelines.offsets pipelines.text_generation
+    pipelines.text_classification pipelines.token_classification pipelines.question_answering
+    pipelines.factory""",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
-    cli.options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results
-    cli.run_plan cli.run cli.progress cli.download_options cli.download_progress
+    cli.options cli.task_options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs
+    cli.results cli.run_plan cli.run cli.task_records cli.run_task cli.progress
+    cli.download_options cli.download_progress
     cli.download_report cli.download cli.quantize_options cli.quantize_evaluation
     cli.quantize_report cli.quantize cli.visualize_mask_options cli.visualize_mask
     cli.bench_options cli.bench

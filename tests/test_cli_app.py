@@ -181,7 +181,7 @@ def test_every_option_has_a_long_name_a_variable_and_help() -> None:
     for command in group.commands.values():
         for param in command.params:
             if param.param_type_name == "option":
-                (long,) = [name for name in param.opts if name.startswith("--")]
+                *_, long = [name for name in param.opts if name.startswith("--")]
                 assert param.envvar == "LLAMACLI_" + long[2:].replace("-", "_").upper()
                 assert param.help.endswith(".")
 

@@ -23,6 +23,19 @@ def test_a_public_name_is_the_object_of_its_module(name: str) -> None:
     assert found.__doc__
 
 
+def test_the_public_names_are_these() -> None:
+    assert sorted(llamacli.__all__) == sorted(
+        """ArtifactError AttentionMaskVisualizer AuthenticationError AutoConfig AutoModel
+        AutoModelForCausalLM AutoModelForQuestionAnswering AutoModelForSequenceClassification
+        AutoModelForTokenClassification AutoTokenizer BatchEncoding CheckpointError ConfigError
+        GenerationRequest KVCache LlamaConfig LlamaForCausalLM LlamaForQuestionAnswering
+        LlamaForSequenceClassification LlamaForTokenClassification LlamaModel LlamaTokenizer
+        LlamaTokenizerFast LlamacliError LocalIOError NetworkError NotFoundError RequestError
+        ResourceError SamplingParams StreamDecoder TemplateError TextStreamer TokenStream
+        TokenizerError TorchAoConfig generate load_tokenizer pipeline stream_text""".split()
+    )
+
+
 def test_a_type_checker_sees_the_same_names() -> None:
     tree = ast.parse(Path(llamacli.__file__).read_text())
     imported = {
@@ -55,7 +68,7 @@ def test_the_version_is_that_of_the_package() -> None:
         "import llamacli",
         "import llamacli; dir(llamacli); llamacli.__version__",
         "from llamacli import LlamaConfig, SamplingParams, RequestError, StreamDecoder",
-        "from llamacli import LlamaTokenizer, load_tokenizer",
+        "from llamacli import LlamaTokenizer, load_tokenizer, BatchEncoding",
         "import llamacli.cli.app, llamacli.cli.commands",
         "import llamacli.hub, llamacli.model_folder",
     ],

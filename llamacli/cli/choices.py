@@ -12,6 +12,33 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class Task(StrEnum):
+    """What is done with the texts."""
+
+    TEXT_GENERATION = "text-generation"
+    TEXT_CLASSIFICATION = "text-classification"
+    TOKEN_CLASSIFICATION = "token-classification"
+    QUESTION_ANSWERING = "question-answering"
+
+
+class InputFormat(StrEnum):
+    """How the inputs of a task are written."""
+
+    JSON = "json"
+    CSV = "csv"
+    PIPE = "pipe"
+
+
+class AggregationStrategy(StrEnum):
+    """How tokens are joined to entities."""
+
+    NONE = "none"
+    SIMPLE = "simple"
+    FIRST = "first"
+    AVERAGE = "average"
+    MAX = "max"
+
+
 class Truncate(StrEnum):
     """Where a prompt that is too long loses tokens."""
 

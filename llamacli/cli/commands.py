@@ -11,7 +11,7 @@ from llamacli.cli.download import download
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.options import DebugOption
 from llamacli.cli.quantize import quantize
-from llamacli.cli.run import run
+from llamacli.cli.run_task import run
 from llamacli.cli.visualize_mask import visualize_mask
 
 HELP = """Run Llama models: text in, text out.

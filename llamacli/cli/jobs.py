@@ -77,13 +77,13 @@ def make_jobs(
     )
     plans = []
     for record in records:
-        with _named(record):
+        with named(record):
             params, _ = folder.generation_config.resolve(**{**asked, **bias, **record.overrides})
             plans.append((record, params, _request(record, options, template)))
     encoded = encoder.encode(*(request for _, _, request in plans))
     jobs: list[Job] = []
     for (record, params, request), whole in zip(plans, encoded, strict=True):
-        with _named(record):
+        with named(record):
             prompt_ids = encoder.fit(request, whole, params.max_new_tokens)
         if len(prompt_ids) < len(whole):
             change = f"{len(whole):,} to {len(prompt_ids):,} tokens (--truncate {options.side})"
@@ -97,7 +97,7 @@ def make_jobs(
 
 
 @contextmanager
-def _named(record: PromptRecord) -> Iterator[None]:
+def named(record: PromptRecord) -> Iterator[None]:
     """Errors within it tell which of many records they are about."""
     try:
         yield

@@ -79,7 +79,8 @@ OfflineOption = Annotated[
     bool, option(_MODEL, "--offline", help="Use only what was downloaded before.")
 ]
 DeviceOption = Annotated[
-    str, option(_MODEL, "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
+    str,
+    option(_MODEL, "--device", metavar="DEVICE", help="auto, cpu, mps, cuda or 0, cuda:1 or 1."),
 ]
 DtypeOption = Annotated[Dtype, option(_MODEL, "--dtype", help="Number format of the weights.")]
 ThreadsOption = Annotated[
@@ -136,7 +137,9 @@ CheckTensorsOption = Annotated[
 
 PromptFileOption = Annotated[
     Path | None,
-    option(_PROMPT, "-f", "--prompt-file", help="Read the prompt from a file; - is stdin."),
+    option(
+        _PROMPT, "-f", "--input", "--prompt-file", help="Read the prompt from a file; - is stdin."
+    ),
 ]
 RawOption = Annotated[
     bool, option(_PROMPT, "--raw", help="Continue the text as it is, without chat template.")

@@ -138,7 +138,7 @@ def _record(chunk: str, where: str, ending: str, records: Records) -> PromptReco
 
 def _json_record(line: str, where: str) -> PromptRecord:
     """{"prompt": … or "messages": …, "id": …, and sampling parameters}."""
-    values = _json_object(line, where)
+    values = json_object(line, where)
     prompt, messages = values.pop("prompt", None), values.pop("messages", None)
     if (prompt is None) == (messages is None):
         raise RequestError(f'{where} needs either "prompt" or "messages"')
@@ -154,7 +154,12 @@ def _json_record(line: str, where: str) -> PromptRecord:
     return PromptRecord(where=where, prompt=prompt, messages=messages, id=name, overrides=given)
 
 
-def _json_object(line: str, where: str) -> dict[str, Any]:
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """The object that a line holds; `where` names the line.
+
+    Raises:
+        RequestError: it is no JSON object.
+    """
     try:
         values = parse_json(line)
     except json.JSONDecodeError as problem:

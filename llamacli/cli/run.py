@@ -4,7 +4,7 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,7 +12,6 @@ from llamacli.cli.choices import Activations, CacheImplementation
 from llamacli.cli.console import Terminal
 from llamacli.cli.download_progress import resolve_model
 from llamacli.cli.exit_codes import ExitCode
-from llamacli.cli.option_class import takes_options
 from llamacli.cli.prompt_sources import PromptRecord, collect_prompts
 from llamacli.cli.run_options import RunOptions, checked, origin
 from llamacli.cli.threads import calm_threads, default_threads, set_threads
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from llamacli.cli.results import Output, Result, RunFacts
     from llamacli.cli.visualize_mask_options import VisualizeMaskOptions
     from llamacli.generation import TokenStream
+    from llamacli.loading import PreTrainedModel
     from llamacli.memory_estimate import MemoryEstimate
     from llamacli.model import LlamaForCausalLM
     from llamacli.model_folder import ModelFolder
@@ -146,9 +146,17 @@ def size_of(options: RunOptions, folder: "ModelFolder", jobs: "Sequence[Job]") -
 
 
 def load_weights(
-    terminal: Terminal, options: RunOptions, folder: "ModelFolder", rows: int, tokens: int
-) -> "LlamaForCausalLM":
-    """Import torch and read the weights, if there is memory for so many rows of tokens."""
+    terminal: Terminal,
+    options: RunOptions,
+    folder: "ModelFolder",
+    rows: int,
+    tokens: int,
+    opens: "type[PreTrainedModel] | None" = None,
+) -> Any:
+    """Import torch and read the weights, if there is memory for so many rows of tokens.
+
+    They become a `LlamaForCausalLM`, or the class `opens`.
+    """
     calm_threads()
     with terminal.importing():
         import torch
@@ -166,7 +174,7 @@ def load_weights(
         terminal.status(f"loading the weights: {done / 1e9:.1f} of {total / 1e9:.1f} GB …")
 
     model = load_model(
-        LlamaForCausalLM,
+        opens or LlamaForCausalLM,
         folder.config,
         weights,
         dtype=options.dtype.value,
@@ -323,6 +331,3 @@ def show_config(ctx: typer.Context, options: RunOptions) -> None:
         lines = [(name, json.dumps(s["value"]), s["from"]) for name, s in settings.items()]
         text = "\n".join(f"{name:<21} {value:<11} {source}" for name, value, source in lines)
     ctx.obj.write(text + "\n")
-
-
-run = takes_options(run_prompts, RunOptions)

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from llamacli.cli import options as opt
-from llamacli.cli.choices import Activations, AttnImplementation, CacheImplementation, Dtype
+from llamacli.cli import options as opt, task_options as task_opt
+from llamacli.cli.choices import (
+    Activations,
+    AttnImplementation,
+    CacheImplementation,
+    Dtype,
+    Task,
+)
 from llamacli.cli.console import Color
 from llamacli.cli.prompt_sources import Records
 from llamacli.errors import LocalIOError, RequestError, printable
@@ -74,6 +80,11 @@ class RunOptions:
     frequency_penalty: opt.FrequencyPenaltyOption = None
     no_repeat_ngram_size: opt.NoRepeatNgramSizeOption = None
     logit_bias: opt.LogitBiasOption = None
+    task: task_opt.TaskOption = Task.TEXT_GENERATION
+    format: task_opt.InputFormatOption = None
+    column: task_opt.ColumnOption = None
+    aggregation_strategy: task_opt.AggregationStrategyOption = None
+    output: task_opt.OutputOption = None
     num_samples: opt.NumSamplesOption = 1
     json: opt.JsonOption = False
     logprobs: opt.LogprobsOption = None

@@ -1,0 +1,183 @@
+"""A batch of ids in, a batch of longer rows out: `generate` as `transformers` has it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from llamacli.errors import RequestError, printable
+from llamacli.generation import CausalLM, Token, TokenStream, stream_text
+from llamacli.generation_config import GenerationConfig
+from llamacli.request import MAX_SEED, SamplingParams
+from llamacli.tokenizer import Tokenizer
+
+# What `transformers` takes where neither the caller nor the model says anything.
+MAX_NEW_TOKENS = 20
+TOP_K = 50
+
+STATIC_CACHE = {"dynamic": False, "static": True}
+
+
+class Streamer(Protocol):
+    """Is given the prompt's ids, then each new id, as `transformers.TextStreamer` is."""
+
+    def put(self, value: Tensor) -> None:
+        """(1, T) prompt ids, then (1,) new ids."""
+
+    def end(self) -> None:
+        """The last id has been given."""
+
+
+class CausalLMWithDefaults(CausalLM, Protocol):
+    """A causal language model that may bring sampling parameters of its own."""
+
+    generation_config: GenerationConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """What `generate` takes besides sampling parameters.
+
+    Attributes:
+        attention_mask: (B, T), 0 where padding stands on the left; None means no padding.
+        cache_implementation: "dynamic" or "static".
+        do_sample: draw from the distribution, or take the most probable token; None leaves it to
+            the model's generation_config.
+        num_return_sequences: rows of the result for each row of the prompt.
+        max_length: the most tokens of prompt and text together.
+        stop_strings: texts that end a row; they stay in it.
+        tokenizer: finds them.
+        streamer: is given the ids of the only row.
+        eos_token_id, pad_token_id: in place of the model's.
+    """
+
+    attention_mask: Tensor | None = None
+    cache_implementation: str = "dynamic"
+    do_sample: bool | None = None
+    num_return_sequences: int = 1
+    max_length: int | None = None
+    stop_strings: str | Iterable[str] | None = None
+    tokenizer: Tokenizer | None = None
+    streamer: Streamer | None = None
+    eos_token_id: int | Iterable[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.cache_implementation not in STATIC_CACHE:
+            known, got = ", ".join(STATIC_CACHE), printable(repr(self.cache_implementation))
+            raise RequestError(f"cache_implementation must be one of {known}, got {got}")
+        if self.stop_strings is not None and self.tokenizer is None:
+            raise RequestError("stop_strings are found in text: give generate the tokenizer, too")
+        if self.num_return_sequences < 1:
+            count = self.num_return_sequences
+            raise RequestError(f"num_return_sequences must be 1 or more, got {count}")
+
+
+def generate_batch(model: CausalLMWithDefaults, input_ids: Tensor, **options: Any) -> Tensor:
+    """Continue each row of a batch.
+
+    Args:
+        model: the language model.
+        input_ids: (B, T), int64, padded on the left where the attention mask is 0.
+        options: fields of `BatchOptions` and `SamplingParams`. Where they say nothing, the model's
+            generation_config counts, then what `transformers` takes: 20 new tokens, and the 50
+            most probable ones to draw from. A seed counts for each row of the prompt alone.
+
+    Returns:
+        (B · num_return_sequences, T + the longest row's new tokens): prompt and new ids, padded on
+        the right with the pad id, else the first end-of-sequence id.
+
+    Raises:
+        TypeError: an option that is not supported, by name.
+        RequestError: a value outside its range, or a prompt that fills the context.
+    """
+    names = {field.name for field in fields(BatchOptions)}
+    chosen = BatchOptions(**{name: options.pop(name) for name in names & options.keys()})
+    if unknown := sorted(options.keys() - {field.name for field in fields(SamplingParams)}):
+        raise TypeError(f"generate does not support {', '.join(map(printable, unknown))}")
+    params = _params(model, input_ids, chosen, options)
+    count = chosen.num_return_sequences
+    prompts = [prompt for prompt in _prompts(input_ids, chosen) for _ in range(count)]
+    eos = _eos_token_ids(model, chosen)
+    tokens = TokenStream(
+        model,
+        prompts,
+        [_sample(params, row % count) for row in range(len(prompts))],
+        eos_token_ids=eos,
+        static_cache=STATIC_CACHE[chosen.cache_implementation],
+    )
+    rows = _collect(tokens, input_ids, chosen)
+    pads = (chosen.pad_token_id, model.config.pad_token_id, min(eos, default=0))
+    pad = next(pad for pad in pads if pad is not None)
+    new_ids = pad_sequence([input_ids.new_tensor(row) for row in rows], True, pad)
+    return torch.cat((input_ids.repeat_interleave(count, dim=0), new_ids), dim=1)
+
+
+def _params(
+    model: CausalLMWithDefaults, input_ids: Tensor, chosen: BatchOptions, asked: dict[str, Any]
+) -> SamplingParams:
+    defaults = model.generation_config.sampling
+    values: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "top_k": TOP_K, **defaults}
+    if chosen.max_length is not None:
+        if "max_new_tokens" in asked:
+            raise RequestError("max_length and max_new_tokens contradict each other")
+        length = input_ids.shape[1]
+        if chosen.max_length <= length:
+            message = f"max_length must be above the prompt's {length:,} tokens"
+            raise RequestError(f"{message}, got {chosen.max_length}")
+        values["max_new_tokens"] = chosen.max_length - length
+    do_sample = chosen.do_sample
+    if do_sample is None:
+        do_sample = bool(defaults) and defaults.get("temperature", 1) > 0
+    if not do_sample and chosen.num_return_sequences > 1:
+        raise RequestError("num_return_sequences above 1 are all the same without do_sample=True")
+    stops = chosen.stop_strings or ()
+    values |= asked | {"stop": (stops,) if isinstance(stops, str) else tuple(stops)}
+    return SamplingParams(**values if do_sample else values | {"temperature": 0.0})
+
+
+def _sample(params: SamplingParams, sample: int) -> SamplingParams:
+    """The parameters of one of several samples: each has the next seed."""
+    if params.seed is None:
+        return params
+    return replace(params, seed=(params.seed + sample) % (MAX_SEED + 1))
+
+
+def _prompts(input_ids: Tensor, chosen: BatchOptions) -> list[list[int]]:
+    keep = chosen.attention_mask
+    if keep is None:
+        return input_ids.tolist()
+    return [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, keep, strict=True)]
+
+
+def _eos_token_ids(model: CausalLMWithDefaults, chosen: BatchOptions) -> frozenset[int]:
+    ids = chosen.eos_token_id
+    if ids is None:
+        return model.config.eos_token_ids | model.generation_config.eos_token_ids
+    return frozenset((ids,) if isinstance(ids, int) else ids)
+
+
+def _collect(tokens: TokenStream, input_ids: Tensor, chosen: BatchOptions) -> list[list[int]]:
+    """The new ids of each row; the streamer is given those of the only one."""
+    rows: list[list[int]] = [[] for _ in tokens.prompts]
+    streamer = chosen.streamer
+    if streamer is not None:
+        if len(rows) > 1:
+            raise RequestError(f"a streamer is given one row, not {len(rows)}")
+        streamer.put(input_ids.cpu())
+    for token in _until_stop(tokens, chosen.tokenizer):
+        rows[token.row].append(token.id)
+        if streamer is not None:
+            streamer.put(torch.tensor([token.id]))
+    if streamer is not None:
+        streamer.end()
+    return rows
+
+
+def _until_stop(tokens: TokenStream, tokenizer: Tokenizer | None) -> Iterable[Token]:
+    if tokenizer is None:
+        return tokens
+    return (piece.token for piece in stream_text(tokens, tokenizer))

@@ -1,0 +1,1 @@
+"""The tasks of the documentation of transformers: text or chat in, plain dicts out."""
