@@ -17,6 +17,7 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "padding_side": ("left", "right"),
     "return_tensors": (None, "pt"),
 }
+_OF_CHATS = {"padding", "max_length", "padding_side", "return_tensors", "return_attention_mask"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,8 @@ class CallOptions:
                 shown = ", ".join(map(repr, known))
                 got = printable(repr(value))
                 raise RequestError(f"{name} must be one of {shown}, got {got}")
+        if self.max_length is not None and not self.truncates and self.padding != "max_length":
+            raise RequestError('max_length needs truncation=True or padding="max_length"')
 
     @property
     def pads(self) -> bool:
@@ -209,15 +212,16 @@ class TokenizerCall(SequenceBuilder):
             add_generation_prompt: end with what opens the assistant's turn.
             tokenize: ids; otherwise text.
             return_dict: the ids in a `BatchEncoding`; otherwise they alone.
-            options: `padding`, `max_length`, `padding_side`, `return_tensors`, as of a call.
+            options: `padding`, `max_length`, `padding_side`, `return_tensors` and
+                `return_attention_mask`, as of a call.
 
         Raises:
             TypeError: an option that is not supported, by name.
             RequestError, TemplateError: as `render_chats`.
         """
+        if unsupported := sorted(options.keys() - _OF_CHATS):
+            raise TypeError(f"apply_chat_template does not support {', '.join(unsupported)}")
         chosen = CallOptions(**{"padding_side": self.padding_side} | options)
-        if chosen.truncates:
-            raise RequestError("truncation of a chat would cut its template")
         template = choose_template(self, chat_template)  # type: ignore[arg-type]
         if template is None:
             raise RequestError("the tokenizer has no chat template: give chat_template")

@@ -257,5 +257,6 @@ def test_transformers_gives_the_same_greedy_ids(
     theirs = AutoModelForCausalLM.from_pretrained(DEMO_FOLDER, dtype=torch.float32)
     prompt_ids = AutoTokenizer.from_pretrained(DEMO_FOLDER)(prompt, return_tensors="pt").input_ids
     assert prompt_ids[0].tolist() == tokenizer.encode(prompt)
-    expected = theirs.generate(prompt_ids, max_new_tokens=60, do_sample=False, pad_token_id=2)
-    assert model.generate(prompt_ids, max_new_tokens=60).tolist() == expected.tolist()
+    greedy = {"max_new_tokens": 60, "do_sample": False}
+    expected = theirs.generate(prompt_ids, pad_token_id=2, **greedy)
+    assert model.generate(prompt_ids, **greedy).tolist() == expected.tolist()

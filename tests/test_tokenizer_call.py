@@ -93,6 +93,7 @@ def test_an_encoding_is_a_mapping_with_attributes_that_moves(ours: Tokenizer) ->
         ({"truncation": "only_second"}, "truncation must be one of"),
         ({"return_tensors": "tf"}, "return_tensors must be one of None, 'pt', got 'tf'"),
         ({"return_tensors": "pt"}, "different lengths"),
+        ({"max_length": 4}, "max_length needs truncation"),
         ({"truncation": True, "max_length": 0}, "max_length must be at least 1"),
     ],
 )
@@ -186,8 +187,9 @@ def test_a_template_can_be_given_and_is_needed(folder: Path) -> None:
     assert "[INST] The sun [/INST]" in tokenizer.apply_chat_template(
         CHAT, chat_template="llama2", tokenize=False
     )
-    with pytest.raises(RequestError, match="truncation"):
-        tokenizer.apply_chat_template(CHAT, truncation=True)
+    for name in ("truncation", "add_special_tokens"):
+        with pytest.raises(TypeError, match=name):
+            tokenizer.apply_chat_template(CHAT, **{name: True})
     bare = AutoTokenizer.from_pretrained(folder, chat_template=None)
     with pytest.raises(RequestError, match="no chat template"):
         bare.apply_chat_template(CHAT)

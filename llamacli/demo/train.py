@@ -207,7 +207,7 @@ def log_samples(folder: Path) -> None:
     for prompt in PROMPTS:
         prompt_ids = torch.tensor([tokenizer.encode(prompt, add_bos=True)])
         with torch.inference_mode():
-            output_ids = model.generate(prompt_ids, max_new_tokens=100)
+            output_ids = model.generate(prompt_ids, max_new_tokens=100, do_sample=False)
         logger.info("- %s", tokenizer.decode(output_ids[0].tolist()))
 
 
