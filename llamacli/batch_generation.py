@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from llamacli.errors import RequestError, printable
+from llamacli.errors import RequestError, check_choice, printable
 from llamacli.generation import CausalLM, Token, TokenStream, stream_text
 from llamacli.generation_config import GenerationConfig
 from llamacli.request import MAX_SEED, SamplingParams
@@ -66,9 +66,7 @@ class BatchOptions:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        if self.cache_implementation not in STATIC_CACHE:
-            known, got = ", ".join(STATIC_CACHE), printable(repr(self.cache_implementation))
-            raise RequestError(f"cache_implementation must be one of {known}, got {got}")
+        check_choice("cache_implementation", self.cache_implementation, STATIC_CACHE)
         if self.stop_strings is not None and self.tokenizer is None:
             raise RequestError("stop_strings are found in text: give generate the tokenizer, too")
         if self.num_return_sequences < 1:

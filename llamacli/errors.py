@@ -17,7 +17,7 @@ A message is one line that says what, where, expected and got. A hint is a comma
 The command line alone turns a class into an exit code.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 _PRINTABLE_LIMIT = 120
 
@@ -85,3 +85,14 @@ def first_five(items: Iterable[str]) -> str:
     shown = [printable(item) for item in items]
     rest = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
     return ", ".join(shown[:5]) + rest
+
+
+def check_choice(name: str, value: object, known: Collection[object]) -> None:
+    """Refuse a value that is none of those that are known.
+
+    Raises:
+        RequestError: it is not.
+    """
+    if value not in known:
+        listed = ", ".join(map(str, known))
+        raise RequestError(f"{name} must be one of {listed}, got {printable(repr(value))}")

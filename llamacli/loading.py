@@ -22,7 +22,7 @@ from llamacli.checkpoint import (
 )
 from llamacli.config import DTYPES, LlamaConfig
 from llamacli.dense_linear import cpu_computes_bfloat16
-from llamacli.errors import RequestError, ResourceError, printable
+from llamacli.errors import RequestError, ResourceError, check_choice, printable
 from llamacli.generation_config import GenerationConfig
 from llamacli.hub.background import Report, ignore
 from llamacli.kernels import native
@@ -250,9 +250,7 @@ def choose(name: str, value: str, options: Mapping[str, OptionT]) -> OptionT:
     Raises:
         RequestError: there is none.
     """
-    if value not in options:
-        known = ", ".join(options)
-        raise RequestError(f"{name} must be one of {known}, got {printable(repr(value))}")
+    check_choice(name, value, options)
     return options[value]
 
 

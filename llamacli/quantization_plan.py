@@ -9,7 +9,7 @@ import torch
 
 from llamacli.checkpoint import Checkpoint
 from llamacli.checkpoint_writer import Layout
-from llamacli.errors import CheckpointError, RequestError, first_five, printable
+from llamacli.errors import CheckpointError, RequestError, check_choice, first_five, printable
 from llamacli.quantization import ALGORITHMS, GROUP_SIZES, Scheme
 from llamacli.torchao_format import PARTS, QuantizedInfo, WeightInfo, part_layouts, part_name
 
@@ -46,9 +46,7 @@ class Recipe:
             ("group_size", self.group_size, GROUP_SIZES),
             ("algorithm", self.algorithm, tuple(ALGORITHMS)),
         ):
-            if value not in known:
-                listed = ", ".join(map(str, known))
-                raise RequestError(f"{name} must be one of {listed}, got {printable(repr(value))}")
+            check_choice(name, value, known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llamacli.config import LlamaConfig
-from llamacli.errors import RequestError, printable
+from llamacli.errors import check_choice
 
 _LLAMA_3: dict[str, Any] = {
     "vocab_size": 128256,
@@ -58,7 +58,5 @@ def shape(name: str) -> LlamaConfig:
     Raises:
         RequestError: there is none of this name.
     """
-    if name not in _SHAPES:
-        known = ", ".join(_SHAPES)
-        raise RequestError(f"shape must be one of {known}, got {printable(repr(name))}")
+    check_choice("shape", name, _SHAPES)
     return LlamaConfig(**_SHAPES[name], dtype="bfloat16")

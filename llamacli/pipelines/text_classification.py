@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llamacli.errors import RequestError, printable
+from llamacli.errors import RequestError, check_choice, printable
 from llamacli.heads import LlamaForSequenceClassification
 from llamacli.pipelines.base import Pipeline, as_text
 
@@ -34,9 +34,8 @@ class LabelOptions:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        if self.function_to_apply not in (None, *FUNCTIONS):
-            known, got = ", ".join(FUNCTIONS), printable(repr(self.function_to_apply))
-            raise RequestError(f"function_to_apply must be one of {known}, got {got}")
+        if self.function_to_apply is not None:
+            check_choice("function_to_apply", self.function_to_apply, FUNCTIONS)
         is_count = isinstance(self.top_k, int) and self.top_k > 0
         if not is_count and self.top_k not in (None, _BEST):
             shown = printable(repr(self.top_k))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamacli.errors import RequestError, printable
+from llamacli.errors import check_choice
 from llamacli.heads import LlamaForTokenClassification
 from llamacli.pipelines.base import Pipeline, as_text
 from llamacli.pipelines.offsets import place_tokens
@@ -35,9 +35,7 @@ class EntityOptions:
     ignore_labels: Sequence[str] = ("O",)
 
     def __post_init__(self) -> None:
-        if self.aggregation_strategy not in STRATEGIES:
-            known, got = ", ".join(STRATEGIES), printable(repr(self.aggregation_strategy))
-            raise RequestError(f"aggregation_strategy must be one of {known}, got {got}")
+        check_choice("aggregation_strategy", self.aggregation_strategy, STRATEGIES)
 
 
 @dataclass(slots=True)
