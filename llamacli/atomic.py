@@ -10,6 +10,19 @@ from pathlib import Path
 from llamacli.errors import LocalIOError, printable
 
 
+def check_writable(path: Path) -> None:
+    """Before the work, not after it.
+
+    Raises:
+        LocalIOError: a file of this name cannot be written.
+    """
+    if path.is_dir():
+        raise LocalIOError(f"{printable(path)} is a folder, not a file to write")
+    if not path.parent.is_dir():
+        folder = printable(path.parent)
+        raise LocalIOError(f"the folder {folder} does not exist", hint="make it first")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary file to write; it becomes `path` if the body succeeds.

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from llamacli.atomic import check_writable
 from llamacli.benchmark.cases import Case, cases, numbers, pairs
 from llamacli.benchmark.shapes import SHAPES, shape
 from llamacli.cli import options as opt
 from llamacli.cli.choices import Activations, Dtype
-from llamacli.cli.run_options import check_writable, named_by_option
+from llamacli.cli.run_options import named_by_option
 from llamacli.cli.threads import possible
 from llamacli.errors import RequestError, printable
 
@@ -208,8 +209,7 @@ def checked(ctx: typer.Context, options: BenchOptions) -> BenchOptions:
         RequestError: one cannot, or they contradict each other.
     """
     with named_by_option(ctx):
-        assert options.cases
-        assert options.bits
+        _ = options.cases, options.bits
         for name in options.shape or ():
             shape(name)
         if options.threads is not None:

@@ -166,7 +166,7 @@ class Terminal:
     @property
     def stdout_columns(self) -> int:
         """Where a table must be folded: the width of a terminal; a pipe has room for all."""
-        return (self.stdout_size[0] or 80) if self.stdout_is_tty else 10_000
+        return self.stdout_size[0] if self.stdout_is_tty else 10_000
 
     # ----------------------------------------------------------------- stderr
 

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from llamacli.atomic import check_writable
 from llamacli.cli import options as opt
-from llamacli.cli.run_options import check_writable, origin
+from llamacli.cli.run_options import origin
 from llamacli.errors import RequestError, printable
 
 _WEIGHTS, _QUALITY, _OUTPUT = "The weights", "Quality", "Output"

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -19,7 +18,7 @@ from llamacli.cli.choices import (
 )
 from llamacli.cli.console import Color
 from llamacli.cli.prompt_sources import Records
-from llamacli.errors import LocalIOError, RequestError, printable
+from llamacli.errors import RequestError
 from llamacli.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -186,16 +185,3 @@ def origin(ctx: typer.Context, name: str) -> str:
         return f"LLAMACLI_{name.upper()}"
     (param,) = (param for param in ctx.command.params if param.name == name)
     return str(param.metavar) if param.param_type_name == "argument" else max(param.opts, key=len)
-
-
-def check_writable(path: Path) -> None:
-    """Before the work, not after it.
-
-    Raises:
-        LocalIOError: a file of this name cannot be written.
-    """
-    if path.is_dir():
-        raise LocalIOError(f"{printable(path)} is a folder, not a file to write")
-    if not path.parent.is_dir():
-        folder = printable(path.parent)
-        raise LocalIOError(f"the folder {folder} does not exist", hint="make it first")

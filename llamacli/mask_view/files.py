@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llamacli.atomic import atomic_write
-from llamacli.errors import LocalIOError, RequestError, printable
+from llamacli.atomic import atomic_write, check_writable
+from llamacli.errors import RequestError, printable
 from llamacli.mask_view.drawing import draw as draw_shapes
 from llamacli.mask_view.labels import Charset
 from llamacli.mask_view.png import check_pillow, png
@@ -113,11 +113,7 @@ def check_output(path: Path) -> None:
         raise RequestError(f"a picture's name ends with {known}, got {printable(path.name)}")
     if path.suffix.lower() == ".png":
         check_pillow()
-    if path.is_dir():
-        raise LocalIOError(f"{printable(path)} is a folder, not a file for the picture")
-    if not path.parent.is_dir():
-        folder = printable(path.parent)
-        raise LocalIOError(f"the folder {folder} does not exist", hint="make it first")
+    check_writable(path)
 
 
 def save(path: Path, rows: Sequence[MaskRow], facts: Facts, charset: Charset = "utf-8") -> None:
