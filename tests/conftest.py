@@ -5,9 +5,15 @@ import site
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.downloading import Place
+    from tests.fake_hub import FakeHub
+    from tests.fork_server import ForkServer
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("repeatable")
@@ -85,6 +91,33 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
+
+
+@pytest.fixture(scope="module")
+def download_server() -> Iterator["ForkServer"]:
+    """Starts `llamacli download` at once."""
+    from tests.fork_server import DOWNLOADING, ForkServer
+
+    with ForkServer(DOWNLOADING) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared_hub(repository: Path) -> Iterator["FakeHub"]:
+    """A hub that serves the repository to all tests of a file."""
+    from tests.fake_hub import fake_hub
+
+    with fake_hub(repository) as running:
+        yield running
+
+
+@pytest.fixture
+def place(download_server: "ForkServer", shared_hub: "FakeHub", tmp_path: Path) -> "Place":
+    """The program, the hub and an empty cache."""
+    from tests.downloading import Place
+
+    shared_hub.forget()
+    return Place(download_server, shared_hub, tmp_path / "home")
 
 
 @pytest.fixture(params=["portable", "avx2", "avx512", "amx"])

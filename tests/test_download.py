@@ -19,30 +19,12 @@ from transformers import LlamaForCausalLM, LlamaTokenizer
 from tests.command_line import PROGRAM, refused
 from tests.downloading import NEEDED, TOKEN, Place, is_whole
 from tests.fake_hub import SHA, FakeHub, etag, fake_hub
-from tests.fork_server import DOWNLOADING, ForkServer
+from tests.fork_server import ForkServer
 from tests.probe import environment
 from tests.tiny import write_model
 
 # Python 3.12 and later warn of a fork beside torch's threads; pexpect starts a program right away.
 pytestmark = pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with ForkServer(DOWNLOADING) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def shared_hub(repository: Path) -> Iterator[FakeHub]:
-    with fake_hub(repository) as running:
-        yield running
-
-
-@pytest.fixture
-def place(server: ForkServer, shared_hub: FakeHub, tmp_path: Path) -> Place:
-    shared_hub.forget()
-    return Place(server, shared_hub, tmp_path / "home")
 
 
 # ---------------------------------------------------------------------------------- what is fetched
@@ -312,9 +294,9 @@ def real_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
 
 
 def test_transformers_finds_what_was_downloaded(
-    real_hub: FakeHub, server: ForkServer, tmp_path: Path
+    real_hub: FakeHub, download_server: ForkServer, tmp_path: Path
 ) -> None:
-    place = Place(server, real_hub, tmp_path)
+    place = Place(download_server, real_hub, tmp_path)
     place.download("-q", "org/ok")
     real_hub.requests.clear()
     tokenizer = LlamaTokenizer.from_pretrained("org/ok", cache_dir=place.cache)
@@ -324,9 +306,9 @@ def test_transformers_finds_what_was_downloaded(
 
 
 def test_what_transformers_downloaded_is_whole(
-    real_hub: FakeHub, server: ForkServer, tmp_path: Path
+    real_hub: FakeHub, download_server: ForkServer, tmp_path: Path
 ) -> None:
-    place = Place(server, real_hub, tmp_path)
+    place = Place(download_server, real_hub, tmp_path)
     python(place, LOAD)
     real_hub.requests.clear()
     assert place.download("-q", "org/ok", "--offline").text == f"{place.snapshot('org/ok')}\n"

@@ -7,7 +7,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,28 +16,9 @@ from llamacli.hub import transfer
 from llamacli.hub.listing import HubFile
 from tests.command_line import refused
 from tests.downloading import NEEDED, Place, ended, is_whole
-from tests.fake_hub import NAMES, SHA, FakeHub, etag, fake_hub
-from tests.fork_server import DOWNLOADING, ForkServer
+from tests.fake_hub import NAMES, SHA, etag, fake_hub
 
 PAGE = "https://huggingface.co/org"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with ForkServer(DOWNLOADING) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def shared_hub(repository: Path) -> Iterator[FakeHub]:
-    with fake_hub(repository) as running:
-        yield running
-
-
-@pytest.fixture
-def place(server: ForkServer, shared_hub: FakeHub, tmp_path: Path) -> Place:
-    shared_hub.forget()
-    return Place(server, shared_hub, tmp_path / "home")
 
 
 def large(place: Place) -> str:

@@ -73,11 +73,16 @@ def _empty(info: TensorInfo) -> Tensor:
 
 
 def _noise(info: TensorInfo) -> Tensor:
-    values = _pool(info.dtype)
     whole = allocate(info.nbytes).view(info.dtype)
-    for part in torch.split(whole, len(values)):
-        part.copy_(values[: len(part)])
+    fill_with_noise(whole)
     return whole.view(info.shape)
+
+
+def fill_with_noise(values: Tensor) -> None:
+    """Write noise over all numbers (N)."""
+    pool = _pool(values.dtype)
+    for part in torch.split(values, len(pool)):
+        part.copy_(pool[: len(part)])
 
 
 @cache

@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-_POOL = (1 << 20) + 7
+from llamacli.benchmark.random_weights import fill_with_noise
 
 
 def make_model(values: dict[str, Any]) -> Any:
@@ -26,10 +26,8 @@ def make_model(values: dict[str, Any]) -> Any:
         model = transformers.LlamaForCausalLM(config).to(dtype)
     model.to_empty(device="cpu")
     model.model.rotary_emb = LlamaRotaryEmbedding(config)
-    pool = torch.randn(_POOL).mul_(0.02).to(dtype)
     for parameter in model.parameters():
-        for part in torch.split(parameter.data.view(-1), _POOL):
-            part.copy_(pool[: len(part)])
+        fill_with_noise(parameter.data.view(-1))
     return model.eval()
 
 

@@ -16,12 +16,8 @@
 
 #include "generic.h"
 
-#define UNROLLED _Pragma("GCC unroll 16")
-#define INLINE static inline __attribute__((always_inline))
-
 enum {
     HALF = TILE / 2,  /* rows of a tile in a register */
-    PREFETCH = 2112,  /* bytes ahead in the stream of a tile */
     MAX_TOGETHER = 4, /* rows of activations whose sums stay in registers */
     PIECE = 256,      /* columns of activations that are made floats at once */
 };

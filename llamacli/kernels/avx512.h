@@ -6,11 +6,7 @@
 
 #include "generic.h"
 
-#define UNROLLED _Pragma("GCC unroll 16")
-#define INLINE static inline __attribute__((always_inline))
-
 enum {
-    PREFETCH = 2112, /* bytes ahead in the stream of a tile */
     MAX_SUMS = 16,   /* the most rows times sums */
 };
 

@@ -9,6 +9,12 @@
 
 #include "kernels.h"
 
+/* For kernels whose numbers of rows are known, and stay in registers. */
+#define UNROLLED _Pragma("GCC unroll 16")
+#define INLINE static inline __attribute__((always_inline))
+
+enum { PREFETCH = 2112 }; /* bytes ahead in the stream of a tile */
+
 static inline float widen(bf16 x) {
     uint32_t bits = (uint32_t)x << 16;
     float value;
