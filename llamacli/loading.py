@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from llamacli import hub
 from llamacli.atomic import atomic_write_all
+from llamacli.background import Report, ignore
 from llamacli.checkpoint import (
     MAX_SHARD_BYTES,
     Checkpoint,
@@ -24,7 +25,6 @@ from llamacli.config import DTYPES, LlamaConfig
 from llamacli.dense_linear import cpu_computes_bfloat16
 from llamacli.errors import RequestError, ResourceError, check_choice, printable
 from llamacli.generation_config import GenerationConfig
-from llamacli.hub.background import Report, ignore
 from llamacli.kernels import native
 from llamacli.kernels.decode_step import install
 from llamacli.load_into import load_into

@@ -16,7 +16,7 @@ import llamacli
 ROWS = [
     # what needs the standard library alone
     """errors json_files labels config request masks rope atomic context_window stop_strings lookup
-    timings generation_config hub.background hub.part_file mask_view mask_view.kinds
+    timings generation_config background hub.part_file mask_view mask_view.kinds
     mask_view.labels mask_view.layout machine_memory benchmark benchmark.cases
     benchmark.shapes benchmark.record
     benchmark.report benchmark.compare benchmark.plot""",

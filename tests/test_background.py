@@ -4,7 +4,7 @@ from threading import Event
 
 import pytest
 
-from llamacli.hub.background import Crew, Progress, Report, Step, Stopped, run_in_background
+from llamacli.background import Crew, Progress, Report, Step, Stopped, run_in_background
 
 
 def test_the_caller_hears_in_its_own_thread() -> None:

@@ -10,9 +10,9 @@ import httpx2
 import pytest
 from huggingface_hub import constants, hf_hub_url, utils
 
+from llamacli.background import Progress, Step
 from llamacli.errors import NetworkError
 from llamacli.hub import download, resolve, transfer
-from llamacli.hub.background import Progress, Step
 from llamacli.hub.client import HubClient, wait_asked_for
 from llamacli.hub.listing import HubFile
 from llamacli.hub.part_file import PartFile

@@ -4,10 +4,12 @@ Numbers of the config.json files that Meta and the TinyLlama project published.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llamacli.config import LlamaConfig
 from llamacli.errors import check_choice
+
+if TYPE_CHECKING:
+    from llamacli.config import LlamaConfig
 
 _LLAMA_3: dict[str, Any] = {
     "vocab_size": 128256,
@@ -52,11 +54,13 @@ _SHAPES: Mapping[str, Mapping[str, Any]] = {
 SHAPES = tuple(_SHAPES)
 
 
-def shape(name: str) -> LlamaConfig:
+def shape(name: str) -> "LlamaConfig":
     """The config of a shape in bfloat16.
 
     Raises:
         RequestError: there is none of this name.
     """
     check_choice("shape", name, _SHAPES)
+    from llamacli.config import LlamaConfig
+
     return LlamaConfig(**_SHAPES[name], dtype="bfloat16")

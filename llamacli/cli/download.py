@@ -126,8 +126,8 @@ def verify_cache(terminal: Terminal, options: DownloadOptions) -> None:
         CheckpointError: a file has wrong bytes.
         NotFoundError: files are missing.
     """
+    from llamacli.background import run_in_background
     from llamacli.cli import download_report
-    from llamacli.hub.background import run_in_background
     from llamacli.hub.cache import CachedModel, cached_models
     from llamacli.hub.verify import State, verify
 

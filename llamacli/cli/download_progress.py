@@ -6,10 +6,10 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
+from llamacli.background import Progress, Step
 from llamacli.cli.console import Terminal
 from llamacli.cli.progress import progress
 from llamacli.errors import printable
-from llamacli.hub.background import Progress, Step
 
 if TYPE_CHECKING:
     from llamacli.cli.progress import Report

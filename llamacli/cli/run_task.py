@@ -10,7 +10,6 @@ import typer
 from llamacli.atomic import atomic_write
 from llamacli.cli.choices import Task
 from llamacli.cli.console import Terminal
-from llamacli.cli.jobs import named
 from llamacli.cli.option_class import takes_options
 from llamacli.cli.run import load_weights, open_folder, run_prompts
 from llamacli.cli.run_options import RunOptions, origin
@@ -79,6 +78,8 @@ def _pipeline(terminal: Terminal, options: RunOptions) -> "Pipeline":
 
 
 def _lines(pipeline: Any, records: list[TaskRecord]) -> Iterator[str]:
+    from llamacli.cli.jobs import named
+
     for index, record in enumerate(records):
         with named(record.source):
             [result] = pipeline([record.inputs])

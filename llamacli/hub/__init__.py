@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from llamacli.background import Report, ignore
 from llamacli.errors import (
     AuthenticationError,
     CheckpointError,
@@ -15,7 +16,6 @@ from llamacli.errors import (
     first_five,
     printable,
 )
-from llamacli.hub.background import Report, ignore
 from llamacli.hub.cache import CachedModel
 from llamacli.hub.download import fetch, make_plan
 from llamacli.hub.listing import WEIGHTS

@@ -9,8 +9,8 @@ from threading import Event
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
+from llamacli.background import Progress, Report, Step, Stopped
 from llamacli.errors import AuthenticationError, NetworkError
-from llamacli.hub.background import Progress, Report, Step, Stopped
 from llamacli.hub.settings import constants
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from pathlib import Path
 from threading import Event
 from typing import TypeVar
 
+from llamacli.background import Crew, Progress, Report, Step, Stopped, ignore, run_in_background
 from llamacli.errors import CheckpointError, LocalIOError, printable
 from llamacli.hub import transfer
-from llamacli.hub.background import Crew, Progress, Report, Step, Stopped, ignore, run_in_background
 from llamacli.hub.cache import CachedModel
 from llamacli.hub.client import HubClient
 from llamacli.hub.errors import translate

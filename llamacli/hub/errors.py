@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from llamacli.background import Stopped
 from llamacli.errors import (
     AuthenticationError,
     LlamacliError,
@@ -10,7 +11,6 @@ from llamacli.errors import (
     NotFoundError,
     printable,
 )
-from llamacli.hub.background import Stopped
 from llamacli.hub.client import Refused
 
 if TYPE_CHECKING:

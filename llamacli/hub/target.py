@@ -9,8 +9,8 @@ from pathlib import Path
 from threading import Event
 
 from llamacli.atomic import sync
+from llamacli.background import Report
 from llamacli.errors import LocalIOError, printable
-from llamacli.hub.background import Report
 from llamacli.hub.cache import CachedModel
 from llamacli.hub.listing import HubFile, Listing
 from llamacli.hub.settings import constants

@@ -6,8 +6,8 @@ from threading import Event
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
+from llamacli.background import Crew, Progress, Step
 from llamacli.errors import NetworkError, printable
-from llamacli.hub.background import Crew, Progress, Step
 from llamacli.hub.client import CutShort, HubClient, Patience
 from llamacli.hub.listing import HubFile
 from llamacli.hub.part_file import PartFile, Writer

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import NamedTuple
 
-from llamacli.hub.background import Progress, Report, Step, Stopped
+from llamacli.background import Progress, Report, Step, Stopped
 from llamacli.hub.cache import CachedModel
 
 _READ_BYTES = 1 << 20
