@@ -66,9 +66,15 @@ class Weight:
         return native.multiply(self.matrix, x)
 
     def expected(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x · Wᵀ + bias, and what rounding it in float32 may change."""
+        """x · Wᵀ + bias, and what rounding may change: in float32, and x in the groups of int4."""
         exact = x.double() @ self.values.T + (0 if self.bias is None else self.bias)
-        return exact, 1e-6 * x.double().abs() @ self.values.abs().T
+        lost = 1e-6 * x.double().abs()
+        if self.matrix.bits == 4 and self.matrix.activation_bits == 16:
+            groups = x.double().abs().unflatten(1, (-1, self.matrix.group_size))
+            is_small = groups < groups.amax(dim=-1, keepdim=True) / 128
+            step = groups.amax(dim=-1, keepdim=True) / 2**14 * max(1, groups.shape[-1] / 4096)
+            lost += (is_small * step / 2).flatten(1)
+        return exact, lost @ self.values.abs().T
 
     def assert_multiplies(self, x: Tensor) -> None:
         """As float32 would, the result rounded to bfloat16."""
@@ -123,6 +129,17 @@ def test_int4_is_the_dequantized_matmul(group_size: int) -> None:
             weight = int4(n, k, group_size, seed=n)
             for rows in ROWS:
                 weight.assert_multiplies(random(rows, k, seed=rows).bfloat16())
+
+
+@pytest.mark.usefixtures("kernel_set")
+@pytest.mark.parametrize("group_size", [4096, 4128, 11008])
+def test_sums_of_large_groups_do_not_overflow(group_size: int) -> None:
+    stored = quantize_int4(random(16, group_size).bfloat16(), group_size)
+    stored.qdata.fill_(0x77)  # 15 above the least
+    for sign in (1, -1):
+        x = torch.full((4, group_size), sign * 255 / 128).bfloat16()
+        Weight(stored).assert_multiplies(x)
+        Rounding(stored).assert_multiplies(x)
 
 
 @pytest.mark.usefixtures("kernel_set")

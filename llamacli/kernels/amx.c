@@ -12,7 +12,11 @@
 
 #include "avx512.h"
 
-enum { COLUMNS = 32 };
+enum {
+    COLUMNS = 32,
+    PIECE = 128,     /* columns that are unpacked at once, so that a tile finds them written */
+    BLOCK_TILES = 4, /* whose sums stay in the cache */
+};
 
 /* The compiler does not know what memory the tile instructions read and write. */
 #define SETTLED() __asm__ volatile("" ::: "memory")
@@ -42,7 +46,7 @@ static void configure(int rows, int bytes) {
 
 /* 32 columns of 16 rows, from words of 4-bit values: a pair of columns in each row of the register.
  * `step` is the distance of chunks. */
-INLINE void load_weight(const uint8_t *words, int64_t step, __m512i values, bf16 *buffer) {
+INLINE void widen_weight(const uint8_t *words, int64_t step, __m512i values, bf16 *buffer) {
     UNROLLED
     for (int c = 0; c < COLUMNS / 8; c++) {
         __m512i chunk = _mm512_loadu_si512(words + c * step);
@@ -54,9 +58,6 @@ INLINE void load_weight(const uint8_t *words, int64_t step, __m512i values, bf16
                                _mm512_permutexvar_epi16(index, values));
         }
     }
-    SETTLED();
-    _tile_loadd(5, buffer, 64);
-    SETTLED();
 }
 
 /* Add x · wᵀ for the columns in register 5; x is that of the first row. */
@@ -94,56 +95,38 @@ INLINE void read_sums(int blocks, void *out) {
     SETTLED();
 }
 
-static void block_int4(const struct matrix *w, const uint8_t *tile, const struct activations *in,
-                       int rows, float *y) {
-    const __m512i values = table(8.0f, 1.0f);
-    const int64_t size = w->group_size, groups = w->k / size;
-    const int blocks = (rows + TILE - 1) / TILE;
-    _Alignas(64) bf16 buffer[TILE * COLUMNS];
-    _Alignas(64) float dot[MAX_BLOCK * TILE];
-    for (int i = 0; i < rows; i++)
-        _mm512_store_ps(y + i * TILE, _mm512_setzero_ps());
-    for (int64_t k = 0; k < w->k; k += size) {
-        __m512 scale = widened((const bf16 *)tile), zero_point = widened((const bf16 *)tile + TILE);
-        tile += 64;
-        clear();
-        for (int64_t c = 0; c < size; c += COLUMNS, tile += COLUMNS * 8) {
-            load_weight(tile, 64, values, buffer);
-            add_blocks(in->x + k + c, in->ld, blocks);
-        }
-        read_sums(blocks, dot);
-        const float *sums = in->sums + k / size;
-        for (int i = 0; i < rows; i++) {
-            __m512 sum = _mm512_set1_ps(sums[i * groups]);
-            __m512 out = _mm512_load_ps(y + i * TILE);
-            out = _mm512_fmadd_ps(scale, _mm512_load_ps(dot + i * TILE), out);
-            out = _mm512_fmadd_ps(zero_point, sum, out);
-            _mm512_store_ps(y + i * TILE, out);
-        }
-    }
-}
-
-static void block_int8(const struct matrix *w, const uint8_t *tile, const struct activations *in,
-                       int rows, float *y) {
+static void tiles_int8(const struct matrix *w, const struct activations *in, int rows, float *y,
+                       int64_t ldy, int64_t first, int count) {
     const __m512i high = table(8.0f, 16.0f), low = table(0.0f, 1.0f);
     const int blocks = (rows + TILE - 1) / TILE;
-    const __m512 scale = _mm512_loadu_ps(tile);
-    _Alignas(64) bf16 buffer[TILE * COLUMNS];
-    tile += 64;
-    clear();
-    for (int64_t k = 0; k < w->k; k += COLUMNS, tile += COLUMNS * 16) {
-        load_weight(tile, 128, high, buffer);
-        add_blocks(in->x + k, in->ld, blocks);
-        load_weight(tile + 64, 128, low, buffer);
-        add_blocks(in->x + k, in->ld, blocks);
+    _Alignas(64) bf16 buffer[2 * COLUMNS * TILE];
+    _Alignas(64) float dot[MAX_BLOCK * TILE];
+    for (int64_t tile = first; tile < first + count; tile++) {
+        const uint8_t *data = (const uint8_t *)w->data + tile * tile_bytes(w);
+        const __m512 scale = _mm512_loadu_ps(data);
+        clear();
+        data += 64;
+        for (int64_t k = 0; k < w->k; k += COLUMNS, data += COLUMNS * 16) {
+            widen_weight(data, 128, high, buffer);
+            widen_weight(data + 64, 128, low, buffer + COLUMNS * TILE);
+            SETTLED();
+            _tile_loadd(5, buffer, 64);
+            add_blocks(in->x + k, in->ld, blocks);
+            _tile_loadd(5, buffer + COLUMNS * TILE, 64);
+            add_blocks(in->x + k, in->ld, blocks);
+            SETTLED();
+        }
+        read_sums(blocks, dot);
+        for (int i = 0; i < rows; i++) {
+            float *of_row = dot + i * TILE;
+            _mm512_store_ps(of_row, _mm512_mul_ps(scale, _mm512_load_ps(of_row)));
+            store(w, tile, of_row, y + i * ldy + (tile - first) * TILE);
+        }
     }
-    read_sums(blocks, y);
-    for (int i = 0; i < rows; i++)
-        _mm512_store_ps(y + i * TILE, _mm512_mul_ps(scale, _mm512_load_ps(y + i * TILE)));
 }
 
 /* Integers of a tile, four columns in each row of the register. */
-INLINE void load_integers(const uint8_t *words, int64_t columns, uint8_t *buffer) {
+INLINE void spread_integers(const uint8_t *words, int64_t columns, uint8_t *buffer) {
     const __m512i low = _mm512_set1_epi8(15);
     for (int64_t c = 0; c < columns / 8; c++) {
         __m512i chunk = _mm512_loadu_si512(words + c * 64);
@@ -152,14 +135,18 @@ INLINE void load_integers(const uint8_t *words, int64_t columns, uint8_t *buffer
         _mm512_store_si512(buffer + c * 128 + 64,
                            _mm512_and_si512(_mm512_srli_epi32(chunk, 4), low));
     }
-    SETTLED();
-    _tile_loadd(5, buffer, 64);
-    SETTLED();
 }
 
 INLINE void add_integers(const int8_t *x, int64_t ldx, int blocks) {
     int64_t block = TILE * ldx;
-#define ADD(i)     if (blocks == i + 1) {         _tile_loadd(6, x + i * block, ldx);         _tile_dpbsud(i, 6, 5);     } else if (blocks > i + 1) {         _tile_loadd(4, x + i * block, ldx);         _tile_dpbsud(i, 4, 5);     }
+#define ADD(i) \
+    if (blocks == i + 1) { \
+        _tile_loadd(6, x + i * block, ldx); \
+        _tile_dpbsud(i, 6, 5); \
+    } else if (blocks > i + 1) { \
+        _tile_loadd(4, x + i * block, ldx); \
+        _tile_dpbsud(i, 4, 5); \
+    }
     ADD(0) ADD(1) ADD(2) ADD(3)
 #undef ADD
 }
@@ -169,48 +156,93 @@ static int step_of(const struct matrix *w) {
     return w->group_size % 64 == 0 ? 64 : 32;
 }
 
-static void block_rounded(const struct matrix *w, const uint8_t *tile, const struct activations *in,
-                          int rows, float *y) {
+/* y (rows, 16) += what one group of a tile gives with bfloat16 activations. */
+static void add_group_int4(const struct matrix *w, const uint8_t *tile,
+                           const struct activations *in, int64_t group, int rows, float *y) {
+    const __m512i values = table(8.0f, 1.0f);
+    const int64_t size = w->group_size, groups = w->k / size;
+    const int blocks = (rows + TILE - 1) / TILE;
+    const bf16 *x = in->x + group * size;
+    const float *sums = in->sums + group;
+    _Alignas(64) bf16 buffer[PIECE * TILE];
+    _Alignas(64) float dot[MAX_BLOCK * TILE];
+    clear();
+    for (int64_t start = 0; start < size; start += PIECE) {
+        int64_t end = size - start < PIECE ? size : start + PIECE;
+        for (int64_t c = start; c < end; c += COLUMNS)
+            widen_weight(tile + 64 + c * 8, 64, values, buffer + (c - start) * TILE);
+        SETTLED();
+        for (int64_t c = start; c < end; c += COLUMNS) {
+            _tile_loadd(5, buffer + (c - start) * TILE, 64);
+            add_blocks(x + c, in->ld, blocks);
+        }
+        SETTLED();
+    }
+    read_sums(blocks, dot);
+    __m512 scale = widened((const bf16 *)tile), zero_point = widened((const bf16 *)tile + TILE);
+    for (int i = 0; i < rows; i++) {
+        __m512 out = _mm512_fmadd_ps(scale, _mm512_load_ps(dot + i * TILE),
+                                     _mm512_load_ps(y + i * TILE));
+        out = _mm512_fmadd_ps(zero_point, _mm512_set1_ps(sums[i * groups]), out);
+        _mm512_store_ps(y + i * TILE, out);
+    }
+}
+
+/* The same with rounded activations. */
+static void add_group_rounded(const struct matrix *w, const uint8_t *tile,
+                              const struct activations *in, int64_t group, int rows, float *y) {
     const int64_t size = w->group_size, groups = w->k / size, step = step_of(w);
     const int blocks = (rows + TILE - 1) / TILE;
-    _Alignas(64) uint8_t buffer[TILE * 64];
+    const int8_t *x = (const int8_t *)in->integers + group * size;
+    const float *x_scale = in->scales + group, *x_sum = in->sums + group;
+    _Alignas(64) uint8_t buffer[PIECE * TILE];
     _Alignas(64) int32_t dot[MAX_BLOCK * TILE];
     __m512 scale, offset;
-    for (int i = 0; i < rows; i++)
-        _mm512_store_ps(y + i * TILE, _mm512_setzero_ps());
-    for (int64_t group = 0; group < groups; group++) {
-        read_group(tile, &scale, &offset);
-        tile += 64;
-        clear();
-        for (int64_t c = 0; c < size; c += step, tile += step * 8) {
-            load_integers(tile, step, buffer);
-            add_integers(in->rounded + group * size + c, in->ld, blocks);
+    clear();
+    for (int64_t start = 0; start < size; start += PIECE) {
+        int64_t end = size - start < PIECE ? size : start + PIECE;
+        spread_integers(tile + 64 + start * 8, end - start, buffer);
+        SETTLED();
+        for (int64_t c = start; c < end; c += step) {
+            _tile_loadd(5, buffer + (c - start) * TILE, 64);
+            add_integers(x + c, in->ld, blocks);
         }
-        read_sums(blocks, dot);
-        const float *x_scale = in->scales + group, *x_sum = in->sums + group;
-        for (int i = 0; i < rows; i++) {
-            __m512i of_group = _mm512_load_si512(dot + i * TILE);
-            __m512 out = _mm512_load_ps(y + i * TILE);
-            out = add_group(out, of_group, scale, offset, x_scale[i * groups], x_sum[i * groups]);
-            _mm512_store_ps(y + i * TILE, out);
-        }
+        SETTLED();
     }
+    read_sums(blocks, dot);
+    read_group(tile, &scale, &offset);
+    for (int i = 0; i < rows; i++) {
+        __m512 out = add_group(_mm512_load_ps(y + i * TILE), _mm512_load_si512(dot + i * TILE),
+                               scale, offset, x_scale[i * groups], x_sum[i * groups]);
+        _mm512_store_ps(y + i * TILE, out);
+    }
+}
+
+/* Some tiles, group after group, so that a group's activations stay near. */
+static void tiles_int4(const struct matrix *w, const struct activations *in, int rows, float *y,
+                       int64_t ldy, int64_t first, int count) {
+    _Alignas(64) float values[BLOCK_TILES][MAX_BLOCK * TILE];
+    const uint8_t *data = (const uint8_t *)w->data + first * tile_bytes(w);
+    for (int tile = 0; tile < count; tile++)
+        memset(values[tile], 0, sizeof(float) * (size_t)(rows * TILE));
+    for (int64_t group = 0; group < w->k / w->group_size; group++)
+        for (int tile = 0; tile < count; tile++) {
+            const uint8_t *at = data + tile * tile_bytes(w) + group * (64 + w->group_size * 8);
+            (w->activation_bits == 8 ? add_group_rounded : add_group_int4)(w, at, in, group, rows,
+                                                                           values[tile]);
+        }
+    for (int tile = 0; tile < count; tile++)
+        for (int i = 0; i < rows; i++)
+            store(w, first + tile, values[tile] + i * TILE, y + i * ldy + tile * TILE);
 }
 
 static void matmul_block(const struct matrix *w, const struct activations *in, int rows, float *y,
                          int64_t ldy, int64_t first, int64_t last) {
     configure(rows, w->activation_bits == 8 ? step_of(w) : 64);
-    for (int64_t tile = first; tile < last; tile++) {
-        const uint8_t *data = (const uint8_t *)w->data + tile * tile_bytes(w);
-        _Alignas(64) float values[MAX_BLOCK * TILE];
-        if (w->activation_bits == 8)
-            block_rounded(w, data, in, rows, values);
-        else if (w->bits == 4)
-            block_int4(w, data, in, rows, values);
-        else
-            block_int8(w, data, in, rows, values);
-        for (int i = 0; i < rows; i++)
-            store(w, tile, values + i * TILE, y + i * ldy + (tile - first) * TILE);
+    for (int64_t tile = first; tile < last; tile += BLOCK_TILES) {
+        int count = (int)(last - tile < BLOCK_TILES ? last - tile : BLOCK_TILES);
+        float *to = y + (tile - first) * TILE;
+        (w->bits == 4 ? tiles_int4 : tiles_int8)(w, in, rows, to, ldy, tile, count);
     }
     _tile_release();
 }

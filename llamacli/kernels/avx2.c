@@ -78,34 +78,11 @@ INLINE void read_group(const uint8_t *group, int half, __m256 *scale, __m256 *of
     *offset = _mm256_fnmadd_ps(*scale, _mm256_set1_ps(8.0f), widened(at + TILE));
 }
 
-INLINE void rows_int4(const struct matrix *w, const uint8_t *tile, const struct activations *a,
-                      int rows, float *y) {
-    const int64_t size = w->group_size, groups = w->k / size;
-    float x[MAX_TOGETHER * PIECE];
-    memset(y, 0, sizeof(float) * (size_t)(rows * TILE));
-    for (int64_t group = 0; group < groups; group++) {
-        const uint8_t *chunks = tile + 64;
-        __m256 dot[MAX_TOGETHER][2], scale, offset;
-        clear(rows, dot);
-        for (int64_t c = 0; c < size; c += PIECE) {
-            int64_t columns = size - c < PIECE ? size - c : PIECE;
-            shrink_rows(a, group * size + c, columns, rows, x);
-            for (int64_t i = 0; i < columns; i += 8, chunks += 64)
-                add_chunk(chunks, x + i, rows, dot);
-        }
-        UNROLLED
-        for (int half = 0; half < 2; half++) {
-            read_group(tile, half, &scale, &offset);
-            UNROLLED
-            for (int row = 0; row < rows; row++) {
-                float *to = y + row * TILE + half * HALF;
-                __m256 sum = _mm256_set1_ps(a->sums[row * groups + group]);
-                __m256 out = _mm256_fmadd_ps(scale, dot[row][half], _mm256_loadu_ps(to));
-                _mm256_storeu_ps(to, _mm256_fmadd_ps(offset, sum, out));
-            }
-        }
-        tile = chunks;
-    }
+static float row_sum(const bf16 *x, int64_t k) {
+    float sum = 0;
+    for (int64_t i = 0; i < k; i++)
+        sum += widen(x[i]);
+    return sum;
 }
 
 INLINE void rows_int8(const struct matrix *w, const uint8_t *tile, const struct activations *a,
@@ -124,7 +101,7 @@ INLINE void rows_int8(const struct matrix *w, const uint8_t *tile, const struct 
         }
     }
     for (int row = 0; row < rows; row++) {
-        __m256 sum = _mm256_set1_ps(group_sum(a->x + row * a->ld, w->k) * -128.0f);
+        __m256 sum = _mm256_set1_ps(row_sum(a->x + row * a->ld, w->k) * -128.0f);
         for (int half = 0; half < 2; half++) {
             __m256 all = _mm256_fmadd_ps(high[row][half], _mm256_set1_ps(16.0f), low[row][half]);
             __m256 scale = _mm256_loadu_ps((const float *)tile + half * HALF);
@@ -136,45 +113,67 @@ INLINE void rows_int8(const struct matrix *w, const uint8_t *tile, const struct 
 
 /* Add 32 columns of half a tile times rounded activations. Sums of pairs fit in 16 bits: eight
  * times 2 · 15 · 127. */
-INLINE __m256i add_rounded(const uint8_t *chunks, const int8_t *x, __m256i dot) {
+INLINE void add_rounded(const uint8_t *chunks, const int8_t *x, int64_t ld, int rows, __m256i *dot) {
     const __m256i low = _mm256_set1_epi8(15);
-    __m256i pairs = _mm256_setzero_si256();
     UNROLLED
-    for (int c = 0; c < 4; c++) {
-        __m256i words = _mm256_loadu_si256((const __m256i *)(chunks + 64 * c));
-        __m256i even = _mm256_and_si256(words, low);
-        __m256i odd = _mm256_and_si256(_mm256_srli_epi32(words, 4), low);
-        int32_t in[2];
-        memcpy(in, x + 8 * c, 8);
-        even = _mm256_maddubs_epi16(even, _mm256_set1_epi32(in[0]));
-        odd = _mm256_maddubs_epi16(odd, _mm256_set1_epi32(in[1]));
-        pairs = _mm256_add_epi16(pairs, _mm256_add_epi16(even, odd));
+    for (int row = 0; row < rows; row++) {
+        __m256i pairs = _mm256_setzero_si256();
+        UNROLLED
+        for (int c = 0; c < 4; c++) {
+            __m256i words = _mm256_loadu_si256((const __m256i *)(chunks + 64 * c));
+            __m256i even = _mm256_and_si256(words, low);
+            __m256i odd = _mm256_and_si256(_mm256_srli_epi32(words, 4), low);
+            int32_t in[2];
+            memcpy(in, x + row * ld + 8 * c, 8);
+            even = _mm256_maddubs_epi16(even, _mm256_set1_epi32(in[0]));
+            odd = _mm256_maddubs_epi16(odd, _mm256_set1_epi32(in[1]));
+            pairs = _mm256_add_epi16(pairs, _mm256_add_epi16(even, odd));
+        }
+        dot[row] = _mm256_add_epi32(dot[row], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
-    return _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
-INLINE void rows_rounded(const struct matrix *w, const uint8_t *tile, const struct activations *a,
-                         int rows, float *y) {
-    const int64_t size = w->group_size, groups = w->k / size;
+/* The same with activations of 16 bits, whose rows are `ld` bytes apart. */
+INLINE void add_fixed(const uint8_t *chunks, const int8_t *x, int64_t ld, int rows, __m256i *dot) {
+    const __m256i low = _mm256_set1_epi32(0x000f000f);
+    UNROLLED
+    for (int c = 0; c < 4; c++, chunks += 64) {
+        __m256i words = _mm256_loadu_si256((const __m256i *)chunks);
+        UNROLLED
+        for (int j = 0; j < 4; j++) {
+            __m256i w = _mm256_and_si256(_mm256_srli_epi32(words, 4 * j), low);
+            UNROLLED
+            for (int row = 0; row < rows; row++) {
+                int32_t in;
+                memcpy(&in, x + row * ld + 16 * c + 4 * j, 4);
+                dot[row] = _mm256_add_epi32(dot[row], _mm256_madd_epi16(w, _mm256_set1_epi32(in)));
+            }
+        }
+    }
+}
+
+INLINE void rows_int4(const struct matrix *w, const uint8_t *tile, const struct activations *a,
+                      int bits, int rows, float *y) {
+    const int64_t size = w->group_size, groups = w->k / size, ld = a->ld * bits / 8;
     memset(y, 0, sizeof(float) * (size_t)(rows * TILE));
     for (int64_t group = 0; group < groups; group++, tile += 64 + size * 8) {
         __m256 scale, offset;
         UNROLLED
         for (int half = 0; half < 2; half++) {
             const uint8_t *chunks = tile + 64 + half * 32;
+            const int8_t *x = (const int8_t *)a->integers + group * size * bits / 8;
             __m256i dot[MAX_TOGETHER];
             UNROLLED
             for (int row = 0; row < rows; row++)
                 dot[row] = _mm256_setzero_si256();
-            for (int64_t c = 0; c < size; c += SUM_GROUP, chunks += SUM_GROUP * 8) {
+            for (int64_t c = 0; c < size; c += SUM_GROUP, chunks += 256, x += 4 * bits) {
                 UNROLLED
-                for (int i = half; i < 4; i += 2) {
+                for (int i = half; i < 4; i += 2)
                     _mm_prefetch((const char *)chunks + PREFETCH + 64 * i, _MM_HINT_T0);
-                }
-                UNROLLED
-                for (int row = 0; row < rows; row++)
-                    dot[row] = add_rounded(chunks, a->rounded + row * a->ld + group * size + c,
-                                           dot[row]);
+                if (bits == 8)
+                    add_rounded(chunks, x, ld, rows, dot);
+                else
+                    add_fixed(chunks, x, ld, rows, dot);
             }
             read_group(tile, half, &scale, &offset);
             UNROLLED
@@ -233,9 +232,9 @@ INLINE void tile_of(const struct matrix *w, int64_t tile, const struct activatio
                     float *y) {
     const uint8_t *data = (const uint8_t *)w->data + tile * tile_bytes(w);
     if (w->activation_bits == 8)
-        rows_rounded(w, data, a, rows, y);
+        rows_int4(w, data, a, 8, rows, y);
     else if (w->bits == 4)
-        rows_int4(w, data, a, rows, y);
+        rows_int4(w, data, a, 16, rows, y);
     else if (w->bits == 8)
         rows_int8(w, data, a, rows, y);
     else

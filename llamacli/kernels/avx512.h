@@ -67,46 +67,27 @@ INLINE __m512 total(const __m512 *dot, int sums) {
     return sum;
 }
 
-INLINE void rows_int4(const struct matrix *w, const uint8_t *tile, const struct activations *a,
-                      int rows, float *out) {
-    const __m512i values = table(8.0f, 1.0f);
-    const int several = sums_of(rows);
-    const int64_t size = w->group_size, groups = w->k / size;
-    __m512 y[MAX_ROWS];
-    UNROLLED
-    for (int i = 0; i < rows; i++)
-        y[i] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < w->k; k += size) {
-        __m512 scale = widened((const bf16 *)tile), zero_point = widened((const bf16 *)tile + TILE);
-        __m512 dot[MAX_SUMS];
-        UNROLLED
-        for (int i = 0; i < rows * several; i++)
-            dot[i] = _mm512_setzero_ps();
-        tile += 64;
-        for (int64_t c = 0; c < size; c += 16, tile += 128) {
-            const bf16 *in = a->x + k + c;
-            _mm_prefetch((const char *)tile + PREFETCH, _MM_HINT_T0);
-            _mm_prefetch((const char *)tile + PREFETCH + 64, _MM_HINT_T0);
-            add_words(_mm512_loadu_si512(tile), values, in, a->ld, rows, several, 0, dot);
-            add_words(_mm512_loadu_si512(tile + 64), values, in + 8, a->ld, rows, several, 4, dot);
-        }
-        UNROLLED
-        for (int i = 0; i < rows; i++) {
-            __m512 sum = _mm512_set1_ps(a->sums[i * groups + k / size]);
-            y[i] = _mm512_fmadd_ps(scale, total(dot + i * several, several), y[i]);
-            y[i] = _mm512_fmadd_ps(zero_point, sum, y[i]);
-        }
-    }
-    UNROLLED
-    for (int i = 0; i < rows; i++)
-        _mm512_storeu_ps(out + i * TILE, y[i]);
-}
-
-/* Four neighbours of a row, in every lane. */
-INLINE __m512i four(const int8_t *x) {
+/* Two neighbours of a row of 16 bits, or four of 8, in every lane. */
+INLINE __m512i neighbors(const void *x) {
     int32_t all;
     memcpy(&all, x, 4);
     return _mm512_set1_epi32(all);
+}
+
+/* Multiply a chunk by eight columns of each row of integers, which are `ld` bytes apart. One
+ * instruction multiplies 16 rows of the weight by 32 bits of a row. */
+INLINE void add_integers_of(__m512i words, const int8_t *x, int64_t ld, int bits, int rows, int sums,
+                            int first, __m512i *dot) {
+    const __m512i low = bits == 8 ? _mm512_set1_epi8(15) : _mm512_set1_epi32(0x000f000f);
+    UNROLLED
+    for (int j = 0; j < bits / 4; j++) {
+        __m512i w = _mm512_and_si512(_mm512_srli_epi32(words, 4 * j), low);
+        UNROLLED
+        for (int i = 0; i < rows; i++) {
+            __m512i *sum = &dot[i * sums + (first + j) % sums], in = neighbors(x + i * ld + 4 * j);
+            *sum = bits == 8 ? _mm512_dpbusd_epi32(*sum, w, in) : _mm512_dpwssd_epi32(*sum, w, in);
+        }
+    }
 }
 
 /* Add what a group gives to 16 outputs of one row, from the products of its integers. */
@@ -124,12 +105,11 @@ INLINE void read_group(const uint8_t *group, __m512 *scale, __m512 *offset) {
     *offset = _mm512_fnmadd_ps(*scale, _mm512_set1_ps(8.0f), zero_point);
 }
 
-/* rows_int4 with rounded activations: one instruction multiplies 16 rows by four columns. */
-INLINE void rows_rounded(const struct matrix *w, const uint8_t *tile, const struct activations *a,
-                         int rows, float *out) {
-    const __m512i low = _mm512_set1_epi8(15);
+INLINE void rows_int4(const struct matrix *w, const uint8_t *tile, const struct activations *a,
+                      int bits, int rows, float *out) {
     const int several = sums_of(rows);
-    const int64_t size = w->group_size, groups = w->k / size;
+    const int64_t size = w->group_size, groups = w->k / size, ld = a->ld * bits / 8;
+    const int8_t *x = a->integers;
     __m512 y[MAX_ROWS], scale, offset;
     UNROLLED
     for (int i = 0; i < rows; i++)
@@ -143,20 +123,9 @@ INLINE void rows_rounded(const struct matrix *w, const uint8_t *tile, const stru
         tile += 64;
         for (int64_t c = 0; c < size; c += 16) {
             UNROLLED
-            for (int j = 0; j < 4; j += 2, tile += 64) {
-                const int8_t *x = a->rounded + group * size + c + 4 * j;
+            for (int j = 0; j < 2; j++, tile += 64, x += bits) {
                 _mm_prefetch((const char *)tile + PREFETCH, _MM_HINT_T0);
-                __m512i words = _mm512_loadu_si512(tile);
-                __m512i even = _mm512_and_si512(words, low);
-                __m512i odd = _mm512_and_si512(_mm512_srli_epi32(words, 4), low);
-                UNROLLED
-                for (int i = 0; i < rows; i++) {
-                    __m512i *sum = dot + i * several;
-                    sum[j % several] =
-                        _mm512_dpbusd_epi32(sum[j % several], even, four(x + i * a->ld));
-                    sum[(j + 1) % several] =
-                        _mm512_dpbusd_epi32(sum[(j + 1) % several], odd, four(x + i * a->ld + 4));
-                }
+                add_integers_of(_mm512_loadu_si512(tile), x, ld, bits, rows, several, 4 * j, dot);
             }
         }
         UNROLLED
@@ -238,10 +207,10 @@ INLINE void tiles_of(const struct matrix *w, const struct activations *in, int r
     for (int64_t tile = first; tile < last; tile++) {
         const uint8_t *data = (const uint8_t *)w->data + tile * tile_bytes(w);
         float values[MAX_ROWS * TILE];
-        if (w->activation_bits == 8)
-            rows_rounded(w, data, in, rows, values);
+        if (w->bits == 4 && w->activation_bits == 8)
+            rows_int4(w, data, in, 8, rows, values);
         else if (w->bits == 4)
-            rows_int4(w, data, in, rows, values);
+            rows_int4(w, data, in, 16, rows, values);
         else if (w->bits == 8)
             rows_int8(w, data, in, rows, values);
         else

@@ -409,11 +409,11 @@ EXPORT int llamacli_multiply(struct product *product, int threads) {
     const struct matrix *w = product->w;
     int64_t rows = product->rows, ld = w->k + APART;
     int64_t groups = w->bits == 4 ? rows * (w->k / w->group_size) : 0;
-    float *room = malloc((size_t)(2 * groups * 4 + rows * ld * 3));
+    float *room = malloc((size_t)(2 * groups * 4 + rows * ld * 4));
     if (room == NULL)
         return -1;
     bf16 *x = (bf16 *)(room + 2 * groups);
-    product->in = (struct activations){x, ld, room, (int8_t *)(x + rows * ld), room + groups};
+    product->in = (struct activations){x, ld, room, room + groups, x + rows * ld};
     run(product_job, product, threads);
     free(room);
     return 0;
@@ -526,7 +526,7 @@ static int64_t widest(const struct step *s) {
 
 static int64_t thread_floats(const struct step *s) {
     int64_t group = s->heads / s->kv_heads;
-    int64_t of_row = widest(s) / 2 + widest(s) / 4 + 2 * (widest(s) / SUM_GROUP);
+    int64_t of_row = widest(s) + 2 * (widest(s) / SUM_GROUP);
     return s->rows * of_row + group * s->capacity;
 }
 
@@ -664,7 +664,7 @@ static void step_job(int thread, int threads, void *argument) {
     struct scratch own = {.in = {.sums = mine, .scales = mine + groups}};
     own.scores = own.in.scales + groups;
     own.in.x = (bf16 *)(own.scores + s->heads / s->kv_heads * s->capacity);
-    own.in.rounded = (int8_t *)(own.in.x + s->rows * widest(s));
+    own.in.integers = own.in.x + s->rows * widest(s);
     for (int64_t i = 0; i < s->num_layers; i++)
         layer_job(s, &s->layers[i], s->scratch, &own, thread, threads);
     for (int64_t row = share(s->rows, thread, threads); row < share(s->rows, thread + 1, threads);

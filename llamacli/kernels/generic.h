@@ -29,6 +29,13 @@ static inline bf16 narrow(float x) {
     return (bf16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+static inline float power_of_two(int exponent) {
+    uint32_t bits = (uint32_t)(exponent + 127) << 23;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
 /* exp(x) for |x| <= 87, to 2e-7 of its value: 2^n · a polynomial of the rest (Cephes). */
 static inline float exponential(float x) {
     float n = rintf(x * 1.44269504f);
@@ -40,10 +47,7 @@ static inline float exponential(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, 4);
-    return p * power;
+    return p * power_of_two((int32_t)n);
 }
 
 static void rms_norm(const float *x, const float *weight, float eps, int64_t n, bf16 *out) {
@@ -75,6 +79,27 @@ static inline float greatest_size(const bf16 *x, int64_t n) {
     return widen(most);
 }
 
+/* One group of a row as integers, whose products with 4 bits have sums of less than 2^31.
+ * bfloat16 has 8 bits; the greatest number gets 7 more behind them. */
+static inline float fix_group(const bf16 *x, int64_t size, int16_t *out, float *sum) {
+    enum { LEAST = 15, INFINITE = 255, MANTISSA = 23, MOST_SUMMED = 4096 };
+    int exponent = narrow(greatest_size(x, size)) >> 7;
+    int is_finite = exponent < INFINITE;
+    exponent = exponent > LEAST ? exponent : LEAST; /* what is much smaller becomes zero */
+    for (int64_t summed = MOST_SUMMED; summed < size; summed *= 2)
+        exponent++;
+    float scale = power_of_two(exponent - 127 - 14), inverse = power_of_two(127 + 14 - exponent);
+    int32_t total = 0;
+    for (int64_t i = 0; i < size; i++) {
+        int32_t value = is_finite ? (int32_t)rintf(widen(x[i]) * inverse) : 0;
+        out[i] = (int16_t)value;
+        total += value;
+    }
+    scale = is_finite ? scale : NAN;
+    *sum = scale * (float)total;
+    return scale;
+}
+
 /* One group of a row: the scale such that |x / scale| <= 127, and those numbers rounded. */
 static inline float round_group(const bf16 *x, int64_t size, int8_t *out, float *sum) {
     const float least = 127.0f / FLT_MAX; /* what is smaller becomes zero */
@@ -99,22 +124,15 @@ static inline float round_group(const bf16 *x, int64_t size, int8_t *out, float 
     return scale;
 }
 
-static inline float group_sum(const bf16 *x, int64_t size) {
-    float sum = 0;
-    for (int64_t i = 0; i < size; i++)
-        sum += widen(x[i]);
-    return sum;
-}
-
 static void prepare(const struct matrix *w, const struct activations *in, int64_t first,
                     int64_t last) {
     int64_t size = w->group_size, groups = w->k / size;
     for (int64_t i = first * groups; i < last * groups; i++) {
         int64_t at = i / groups * in->ld + i % groups * size;
         if (w->activation_bits == 8)
-            in->scales[i] = round_group(in->x + at, size, in->rounded + at, in->sums + i);
+            in->scales[i] = round_group(in->x + at, size, (int8_t *)in->integers + at, in->sums + i);
         else
-            in->sums[i] = group_sum(in->x + at, size);
+            in->scales[i] = fix_group(in->x + at, size, (int16_t *)in->integers + at, in->sums + i);
     }
 }
 

@@ -2,8 +2,9 @@
  * between them in a Llama. Plain C11 with pthreads; no Python, no torch: callers pass pointers.
  *
  * Every function exists once for each instruction set (see struct kernels). Activations of a matrix
- * product are bfloat16, or 8-bit integers where a weight asks for that; sums are float32; the weights
- * are not rounded further.
+ * product are bfloat16; those of one with int4 weights become integers of 16 bits, or of 8 where a
+ * weight asks for that. Sums are int32 within a group, else float32; the weights are not rounded
+ * further.
  *
  * Letters: N output rows of a weight, K columns, g group size, M rows of activations.
  */
@@ -46,12 +47,14 @@ struct matrix {
 /* M rows of activations, (M, K), and what products with weights of bits 4 take beside them. */
 struct activations {
     bf16 *x;
-    int64_t ld;  /* the distance of rows of x and rounded, K or more */
-    float *sums; /* (M, K/g): of the columns of each group */
-    /* With activation_bits 8 instead of x: scales · rounded, where |rounded| <= 127. Each eight
-     * columns stand in the order 0 4 1 5 2 6 3 7, as the halves of a chunk's bytes do. */
-    int8_t *rounded;
-    float *scales; /* (M, K/g) */
+    int64_t ld;    /* the distance of rows of x and integers, K or more */
+    float *sums;   /* (M, K/g): of the columns of each group */
+    float *scales; /* (M, K/g): x is about scales · integers */
+    /* With activation_bits 16 int16_t; the scale is a power of two, so that what is at least 1/128
+     * of a group's greatest number is exact, and all is within 1/65536 of it.
+     * With 8 int8_t. Each eight columns stand in the order 0 4 1 5 2 6 3 7, as the halves of a
+     * chunk's bytes do. */
+    void *integers;
 };
 
 /* Bytes of one tile; K is a multiple of 8, with bits 4 of the group size. */
@@ -69,8 +72,8 @@ static inline int64_t tiles(const struct matrix *w) {
 static inline struct activations from_row(const struct activations *a, const struct matrix *w,
                                    int64_t row) {
     int64_t groups = w->bits == 4 ? row * (w->k / w->group_size) : 0;
-    return (struct activations){a->x + row * a->ld, a->ld, a->sums + groups,
-                                a->rounded + row * a->ld, a->scales + groups};
+    return (struct activations){a->x + row * a->ld, a->ld, a->sums + groups, a->scales + groups,
+                                (int8_t *)a->integers + row * a->ld * (w->activation_bits / 8)};
 }
 
 /* Query heads of one row that share a key/value head. */

@@ -50,7 +50,7 @@ class Activations(ctypes.Structure):
     _fields_ = (
         ("x", c_void_p),
         ("ld", c_int64),
-        *((name, c_void_p) for name in ("sums", "rounded", "scales")),
+        *((name, c_void_p) for name in ("sums", "scales", "integers")),
     )
 
 

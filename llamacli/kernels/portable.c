@@ -16,33 +16,28 @@ __attribute__((noinline)) static void add_chunk(const uint32_t *chunk, const flo
     }
 }
 
-static inline void widen_eight(const bf16 *x, float *out) {
+/* Eight activations from a column on, in the order of columns. */
+static inline void read_eight(const void *integers, int bits, int64_t column, float *out) {
+    const int16_t *wide = (const int16_t *)integers + column;
+    const int8_t *narrow = (const int8_t *)integers + column;
     for (int i = 0; i < 8; i++)
-        out[i] = widen(x[i]);
-}
-
-/* Rounded activations, back in the order of columns; sums of a group's products are exact. */
-static inline void order_eight(const int8_t *x, float *out) {
-    for (int i = 0; i < 4; i++) {
-        out[i] = x[2 * i];
-        out[i + 4] = x[2 * i + 1];
-    }
+        out[i] = bits == 8 ? narrow[i % 4 * 2 + i / 4] : wide[i];
 }
 
 static void tile_int4(const struct matrix *w, const uint8_t *tile, const struct activations *a,
                       float *y) {
-    int is_rounded = w->activation_bits == 8;
     memset(y, 0, sizeof(float) * TILE);
     for (int64_t group = 0, k = 0; k < w->k; group++) {
         const bf16 *scale = (const bf16 *)tile, *zero_point = scale + TILE;
-        float dot[TILE] = {0}, x[8], by = is_rounded ? a->scales[group] : 1.0f;
+        float dot[TILE] = {0}, x[8];
         tile += 64;
         for (int c = 0; c < w->group_size; c += 8, k += 8, tile += 64) {
-            is_rounded ? order_eight(a->rounded + k, x) : widen_eight(a->x + k, x);
+            read_eight(a->integers, w->activation_bits, k, x);
             add_chunk((const uint32_t *)tile, x, 8.0f, dot);
         }
         for (int r = 0; r < TILE; r++)
-            y[r] += widen(scale[r]) * by * dot[r] + widen(zero_point[r]) * a->sums[group];
+            y[r] += widen(scale[r]) * a->scales[group] * dot[r] +
+                    widen(zero_point[r]) * a->sums[group];
     }
 }
 
@@ -52,7 +47,7 @@ static void tile_int8(const struct matrix *w, const uint8_t *tile, const bf16 *x
     float high[TILE] = {0}, low[TILE] = {0};
     for (int64_t k = 0; k < w->k; k += 8, chunk += 2 * TILE) {
         float in[8];
-        widen_eight(x + k, in);
+        widen_row(x + k, 8, in);
         add_chunk(chunk, in, 8.0f, high);
         add_chunk(chunk + TILE, in, 0.0f, low);
     }
