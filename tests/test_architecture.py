@@ -28,10 +28,10 @@ ROWS = [
     hub.transfer hub.target hub.download hub model_folder cpu_quota mask_view.rows mask_view.text
     mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
-    """cache memory sampling quantization kernels kernels.native dense_linear quantized_linear
-    kernels.long_prompts kernels.decode_step weight_file torchao_format checkpoint_index
-    checkpoint checkpoint_writer load_into quantization_plan torchao_config conversion
-    output_folder""",
+    """cache outputs memory sampling quantization kernels kernels.native dense_linear
+    quantized_linear kernels.long_prompts kernels.decode_step weight_file torchao_format
+    checkpoint_index checkpoint checkpoint_writer load_into quantization_plan torchao_config
+    conversion output_folder""",
     "generation batch_generation streamers evaluation quantization_report",
     "loading",
     "model memory_estimate",
