@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llamacli.atomic import atomic_write
-from llamacli.errors import LocalIOError, NotFoundError, TokenizerError, printable
+from llamacli.errors import (
+    LocalIOError,
+    NotFoundError,
+    RequestError,
+    TokenizerError,
+    printable,
+)
 from llamacli.stream_decoder import StreamDecoder
 from llamacli.tokenizer_added import AddedToken, AddedTokens
 from llamacli.tokenizer_batch import plain_ids
@@ -69,6 +75,7 @@ class Tokenizer(TokenizerCall):
         self.unk_token, self.unk_token_id = self._special("unk_token", config.unk_token)
         self.pad_token = config.pad_token
         self.padding_side = config.padding_side or "left"
+        self.truncation_side = config.truncation_side or "right"
         self.model_max_length = config.model_max_length
         ends = {self.eos_token_id, *map(self.added_tokens.get, END_OF_TURN)}
         self.eos_token_ids = frozenset(token_id for token_id in ends if token_id is not None)
@@ -184,7 +191,13 @@ class Tokenizer(TokenizerCall):
 
     # ---- decoding
 
-    def decode(self, ids: Any, *, skip_special_tokens: bool = False) -> str:
+    def decode(
+        self,
+        ids: Any,
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str:
         """The text of the ids: a sequence, an array or tensor (T,), or one alone.
 
         The first token that shows loses the blank that SentencePiece put before the text.
@@ -194,7 +207,11 @@ class Tokenizer(TokenizerCall):
 
         Raises:
             TokenizerError: an id outside the vocabulary.
+            RequestError: blanks are to be removed before punctuation. The tokens say where blanks
+                are, and what is decoded is exact.
         """
+        if clean_up_tokenization_spaces:
+            raise RequestError("clean_up_tokenization_spaces must be False")
         decoder = StreamDecoder(self, skip_special_tokens=skip_special_tokens)
         return "".join(map(decoder.push, plain_ids(ids))) + decoder.flush()
 

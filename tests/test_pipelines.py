@@ -19,7 +19,7 @@ from llamacli.heads import (
 from llamacli.loading import PreTrainedModel
 from llamacli.model import LlamaForCausalLM
 from llamacli.pipelines.factory import pipeline
-from llamacli.pipelines.offsets import place_tokens
+from llamacli.tokenizer_offsets import place_tokens
 from tests.command_line import TALE, write_chain
 from tests.tiny import SIZES, write_tokenizer
 

@@ -9,7 +9,7 @@ import torch
 from llamacli.errors import RequestError, printable
 from llamacli.heads import LlamaForQuestionAnswering
 from llamacli.pipelines.base import Pipeline, as_text
-from llamacli.pipelines.offsets import PlacedToken, place_tokens
+from llamacli.tokenizer_offsets import PlacedToken, place_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from llamacli.errors import check_choice
 from llamacli.heads import LlamaForTokenClassification
 from llamacli.pipelines.base import Pipeline, as_text
-from llamacli.pipelines.offsets import place_tokens
+from llamacli.tokenizer_offsets import place_tokens
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
