@@ -23,6 +23,7 @@ from llamacli import masks
 from llamacli.batch_generation import generate_batch
 from llamacli.cache import KVCache
 from llamacli.config import LlamaConfig
+from llamacli.flash_attention import flash_attention
 from llamacli.loading import PreTrainedModel, choose
 from llamacli.outputs import BaseModelOutput, CausalLMOutput
 from llamacli.rope import rope_frequencies
@@ -121,7 +122,11 @@ def eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropou
     return F.dropout(weights, dropout).to(v.dtype) @ v
 
 
-ATTENTION = {"sdpa": sdpa_attention, "eager": eager_attention}
+ATTENTION = {
+    "sdpa": sdpa_attention,
+    "eager": eager_attention,
+    "flash_attention_2": flash_attention,
+}
 
 
 class Attention(nn.Module):

@@ -28,17 +28,17 @@ ROWS = [
     hub.transfer hub.target hub.download hub model_folder cpu_quota mask_view.rows mask_view.text
     mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
-    """cache outputs memory sampling quantization kernels kernels.native dense_linear
-    quantized_linear kernels.long_prompts kernels.decode_step weight_file torchao_format
-    checkpoint_index checkpoint checkpoint_writer load_into quantization_plan torchao_config
-    conversion output_folder""",
+    """cache outputs flash_attention memory sampling quantization kernels kernels.native
+    dense_linear quantized_linear kernels.long_prompts kernels.decode_step weight_file
+    torchao_format checkpoint_index checkpoint checkpoint_writer load_into quantization_plan
+    torchao_config conversion output_folder""",
     "generation batch_generation streamers evaluation quantization_report",
     "loading",
     "model memory_estimate",
     """heads attention_visualizer benchmark.machine benchmark.random_weights benchmark.measure
     benchmark.roofs benchmark.work benchmark.session benchmark.peers
     benchmark.transformers_peer""",
-    """auto pipelines pipelines.base pipelines.text_generation
+    """auto utils utils.attention_visualizer pipelines pipelines.base pipelines.text_generation
     pipelines.text_classification pipelines.token_classification pipelines.question_answering
     pipelines.factory""",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",

@@ -71,7 +71,7 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 """
 
 VISUALIZER = """
-from llamacli import AttentionMaskVisualizer
+from llamacli.utils.attention_visualizer import AttentionMaskVisualizer
 
 visualizer = AttentionMaskVisualizer("huggyllama/llama-7b")
 visualizer("Plants create energy through a process known as")
@@ -207,7 +207,7 @@ def test_each_auto_class_opens_its_own(folder: Path) -> None:
         ({"device_map": "balanced"}, "device must be one of"),
         ({"device_map": "cpu", "device": "cpu"}, "device_map"),
         ({"torch_dtype": "auto", "dtype": "auto"}, "torch_dtype"),
-        ({"attn_implementation": "flash_attention_2"}, "attn_implementation must be one of"),
+        ({"attn_implementation": "flash"}, "attn_implementation must be one of"),
     ],
 )
 def test_what_is_not_supported_is_named(folder: Path, options: Any, words: str) -> None:

@@ -72,16 +72,24 @@ def test_shards_of_transformers_give_equal_logits(tmp_path: Path) -> None:
     assert_equal(LlamaForCausalLM.from_pretrained(str(tmp_path))(IDS).logits, theirs(IDS).logits)
 
 
-@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager", "flash_attention_2"])
 @torch.no_grad()
-def test_both_attention_implementations_agree(folder: Path, attn_implementation: str) -> None:
+def test_attention_implementations_agree(folder: Path, attn_implementation: str) -> None:
     model = LlamaForCausalLM.from_pretrained(folder, attn_implementation=attn_implementation)
     assert_equal(model(IDS).logits, reference("gqa")(IDS).logits)
 
 
+@pytest.mark.filterwarnings("ignore:.*kernel:UserWarning")  # torch says why, too
+def test_what_no_flash_attention_kernel_takes_is_named() -> None:
+    config = LlamaConfig(**SIZES, attention_dropout=0.1)
+    model = LlamaForCausalLM(config, attn_implementation="flash_attention_2")
+    with pytest.raises(ResourceError, match=r"no kernel for torch\.float32 on cpu"):
+        model.train()(IDS)
+
+
 def test_an_unknown_attention_implementation_is_refused_with_the_known_ones(folder: Path) -> None:
-    with pytest.raises(RequestError, match=r"one of sdpa, eager, got 'flash_attention_2'"):
-        LlamaForCausalLM.from_pretrained(folder, attn_implementation="flash_attention_2")
+    with pytest.raises(RequestError, match=r"one of sdpa, eager, flash_attention_2, got 'flex'"):
+        LlamaForCausalLM.from_pretrained(folder, attn_implementation="flex")
 
 
 def test_a_loaded_model_knows_its_generation_config(folder: Path) -> None:
