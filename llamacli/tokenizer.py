@@ -300,5 +300,12 @@ class Tokenizer(TokenizerCall):
             where = printable(folder)
             raise LocalIOError(f"cannot make folder {where}: {problem.strerror}") from problem
         added = self._added.by_id
-        replace(self.config, added_tokens=added, tokenizer_class=self._saved_class).write(folder)
+        named = {self.bos_token, self.eos_token, self.unk_token, self.pad_token}
+        special = [token.content for token in added.values() if token.special]
+        replace(
+            self.config,
+            added_tokens=added,
+            additional_special_tokens=tuple(token for token in special if token not in named),
+            tokenizer_class=self._saved_class,
+        ).write(folder)
         self.save_vocabulary(folder)

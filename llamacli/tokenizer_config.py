@@ -97,6 +97,8 @@ class TokenizerConfig:
             str(token_id): dataclasses.asdict(token) | {"normalized": False, "single_word": False}
             for token_id, token in sorted(self.added_tokens.items())
         }
+        if self.additional_special_tokens:
+            said["additional_special_tokens"] = [*self.additional_special_tokens]
         # Otherwise transformers 4 removes blanks before punctuation.
         said["clean_up_tokenization_spaces"] = False
         text = json.dumps(said, indent=2) + "\n"

@@ -69,6 +69,8 @@ class LlamaTokenizer(Tokenizer):
             eos_token=self._model_token(model.eos_id()),
             unk_token=self._model_token(self._unknown_id),
         )
+        if not (config.legacy or config.add_prefix_space):
+            self.leading_blanks = 0  # none was put before the text
         super().__init__(config, model_size=len(self._pieces), added={})
 
     @classmethod
