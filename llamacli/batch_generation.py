@@ -110,7 +110,8 @@ def generate_rows(
 
 
 def _split(options: dict[str, Any]) -> tuple[BatchOptions, dict[str, Any]]:
-    """The options that are no sampling parameters, and those that are."""
+    """The options that are no sampling parameters, and those that are; None says nothing."""
+    options = {name: value for name, value in options.items() if value is not None}
     names = {field.name for field in fields(BatchOptions)}
     chosen = BatchOptions(**{name: options.pop(name) for name in names & options.keys()})
     if unknown := sorted(options.keys() - {field.name for field in fields(SamplingParams)}):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 from llamacli.atomic import atomic_write
 from llamacli.errors import (
@@ -244,28 +244,37 @@ class Tokenizer(TokenizerCall):
         added = self._added.by_id.get(token_id)
         return added.content if added else self._model_token(token_id) or ""
 
-    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-        """The tokens of the ids, in the spelling of the vocabulary."""
+    @overload
+    def convert_ids_to_tokens(self, ids: int) -> str: ...
+    @overload
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]: ...
+    def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> str | list[str]:
+        """The tokens of ids, or of one, in the spelling of the vocabulary."""
+        if isinstance(ids, int):
+            return self.id_to_token(ids)
         return [self.id_to_token(token_id) for token_id in ids]
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token of the vocabulary."""
         return self.added_tokens.get(token, self._model_id(scalar_text(token)))
 
-    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
-        """The ids of tokens; one that the vocabulary lacks has the id of the unknown token.
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+    @overload
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]: ...
+    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
+        """The ids of tokens, or of one; what the vocabulary lacks has the unknown token's id.
 
         Raises:
             TokenizerError: a token is not in the vocabulary, which has no unknown token either.
         """
-        ids: list[int] = []
-        for token in tokens:
-            token_id = self.token_to_id(token)
-            token_id = self.unk_token_id if token_id is None else token_id
-            if token_id is None:
-                raise TokenizerError(f"token {printable(repr(token))} is not in the vocabulary")
-            ids.append(token_id)
-        return ids
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        token_id = self.token_to_id(tokens)
+        token_id = self.unk_token_id if token_id is None else token_id
+        if token_id is None:
+            raise TokenizerError(f"token {printable(repr(tokens))} is not in the vocabulary")
+        return token_id
 
     # ---- saving
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -37,6 +38,7 @@ class LlamaTokenizerFast(Tokenizer):
             tokenizer.model.
         config: whether BOS and EOS are added is read from the template in the file where the
             config says nothing and names no class of Llama.
+        settings: fields of the config by name, as `add_eos_token=True`.
 
     Raises:
         NotFoundError, TokenizerError: the file is missing or damaged, the config contradicts it.
@@ -45,8 +47,10 @@ class LlamaTokenizerFast(Tokenizer):
     _vocabulary_name = "tokenizer.json"
     _saved_class = "PreTrainedTokenizerFast"
 
-    def __init__(self, vocab_file: Path | str, config: TokenizerConfig = TokenizerConfig()) -> None:
-        path = Path(vocab_file)
+    def __init__(
+        self, vocab_file: Path | str, config: TokenizerConfig = TokenizerConfig(), **settings: Any
+    ) -> None:
+        path, config = Path(vocab_file), replace(config, **settings)
         kind = file_kind(path)
         if kind == "json":
             self._tokenizer, model_size = load_tokenizer_json(path)

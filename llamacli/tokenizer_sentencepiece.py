@@ -1,6 +1,7 @@
 """LlamaTokenizer: the SentencePiece tokenizer of Llama 1 and 2, with sentencepiece as the truth."""
 
 import sys
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -35,6 +36,7 @@ class LlamaTokenizer(Tokenizer):
     Args:
         vocab_file: a tokenizer.model of SentencePiece.
         config: what no file says is BOS before a text, no EOS, and the names in the model.
+        settings: fields of the config by name, as `legacy=False`.
 
     Raises:
         NotFoundError, TokenizerError: the file is missing or damaged, the config contradicts it.
@@ -44,8 +46,10 @@ class LlamaTokenizer(Tokenizer):
     _vocabulary_name = "tokenizer.model"
     _saved_class = "LlamaTokenizer"
 
-    def __init__(self, vocab_file: Path | str, config: TokenizerConfig = TokenizerConfig()) -> None:
-        path = Path(vocab_file)
+    def __init__(
+        self, vocab_file: Path | str, config: TokenizerConfig = TokenizerConfig(), **settings: Any
+    ) -> None:
+        path, config = Path(vocab_file), replace(config, **settings)
         if file_kind(path) != "sentencepiece":
             raise TokenizerError(f"{printable(path)} is not a SentencePiece model")
         self._data = read_file(path, error=TokenizerError, max_bytes=MAX_VOCABULARY_BYTES)

@@ -175,6 +175,8 @@ def test_ids_are_decoded_alone_in_rows_and_from_tensors(ours: Tokenizer, theirs:
     assert ours.decode(batch[0], skip_special_tokens=True) == TEXTS[0]
     assert ours.decode(261) == ours.decode([261]) == theirs.decode(261)
     assert ours.batch_decode(batch, clean_up_tokenization_spaces=False) == ours.batch_decode(batch)
+    with pytest.raises(RequestError, match="batch_decode several"):
+        ours.decode(batch)
     for decode, ids in ((ours.batch_decode, batch), (ours.decode, batch[0])):
         with pytest.raises(RequestError, match="clean_up_tokenization_spaces"):
             decode(ids, clean_up_tokenization_spaces=True)

@@ -67,6 +67,20 @@ def test_a_flag_without_its_token_is_an_error(tmp_path: Path) -> None:
         tokenizer.add_bos_token = True
 
 
+def test_settings_may_be_given_by_name(folder: Path) -> None:
+    tokenizer = LlamaTokenizer(folder / "tokenizer.model", legacy=False, add_eos_token=True)
+    assert (tokenizer.legacy, tokenizer.add_eos_token) == (False, True)
+    with pytest.raises(TypeError, match="use_fast"):
+        LlamaTokenizer(folder / "tokenizer.model", use_fast=False)
+
+
+def test_one_token_has_one_id(tokenizer: LlamaTokenizer) -> None:
+    assert tokenizer.convert_tokens_to_ids("</s>") == 2
+    assert tokenizer.convert_tokens_to_ids(["</s>", "no such token"]) == [2, 0]
+    assert tokenizer.convert_ids_to_tokens(2) == "</s>"
+    assert tokenizer.convert_ids_to_tokens([2, 1]) == ["</s>", "<s>"]
+
+
 def test_save_vocabulary_writes_the_same_file(tokenizer: LlamaTokenizer, folder: Path) -> None:
     (folder / "tokenizer.model").unlink()  # what is in memory is enough
     for prefix, name in ((None, "tokenizer.model"), ("my", "my-tokenizer.model")):
