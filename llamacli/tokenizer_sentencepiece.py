@@ -54,7 +54,7 @@ class LlamaTokenizer(Tokenizer):
             raise TokenizerError(f"{printable(path)} is not a SentencePiece model")
         self._data = read_file(path, error=TokenizerError, max_bytes=MAX_VOCABULARY_BYTES)
         try:
-            self._model = model = _load(self._data)
+            self.processor = model = _load(self._data)
             self._pieces: list[str] = model.id_to_piece(list(range(model.vocab_size())))
             self._unknown_id: int = model.unk_id()
             self._unknown_surface: bytes = model.decode([self._unknown_id]).encode()
@@ -97,11 +97,11 @@ class LlamaTokenizer(Tokenizer):
 
     def _encode_text(self, text: str, *, first: bool) -> list[int]:
         prefix = self.legacy or (first and self.config.add_prefix_space)
-        ids: list[int] = (self._model if prefix else self._model_without_prefix).encode(text)
+        ids: list[int] = (self.processor if prefix else self._model_without_prefix).encode(text)
         return ids
 
     def _model_id(self, token: str) -> int | None:
-        token_id: int = self._model.piece_to_id(token)
+        token_id: int = self.processor.piece_to_id(token)
         return token_id if self._model_token(token_id) == token else None
 
     def _model_token(self, token_id: int) -> str | None:
@@ -110,7 +110,7 @@ class LlamaTokenizer(Tokenizer):
     @cached_property
     def _skipped(self) -> frozenset[int]:
         """Control pieces that no file names are left out, too, as sentencepiece does."""
-        is_control = self._model.is_control(list(range(len(self._pieces))))
+        is_control = self.processor.is_control(list(range(len(self._pieces))))
         control = {token_id for token_id, found in enumerate(is_control) if found}
         return frozenset(control.union(self.all_special_ids))
 

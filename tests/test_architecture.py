@@ -22,7 +22,8 @@ ROWS = [
     benchmark.report benchmark.compare benchmark.plot""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
-    tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken tokenizer_sequences tokenizer_call
+    tokenizer_sentencepiece tokenizer_conversion tokenizer_fast tokenizer_tiktoken
+    tokenizer_sequences tokenizer_call
     tokenizer_batch tokenizer_offsets tokenizer_truncation stream_decoder prompts
     template_worker logit_bias hub.settings hub.client hub.errors hub.listing hub.cache hub.verify
     hub.transfer hub.target hub.download hub model_folder cpu_quota mask_view.rows mask_view.text

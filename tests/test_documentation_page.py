@@ -93,6 +93,13 @@ print(tokenizer.batch_decode(
 )[0])
 """
 
+TOKENIZER = """
+from llamacli import LlamaTokenizerFast
+
+tokenizer = LlamaTokenizerFast.from_pretrained("hf-internal-testing/llama-tokenizer")
+ids = tokenizer.encode("Hello this is a test")
+"""
+
 CONFIG = """
 from llamacli import LlamaModel, LlamaConfig
 
@@ -153,6 +160,12 @@ def test_the_class_itself_continues_up_to_a_length(capsys: pytest.CaptureFixture
     names = run(CAUSAL_LM)
     assert capsys.readouterr().out.startswith("Hey, are you conscious? Can you talk to me?")
     assert names["generate_ids"].shape[1] <= 30
+
+
+def test_the_fast_tokenizer_encodes() -> None:
+    reference = transformers.AutoTokenizer.from_pretrained(DEMO_FOLDER)
+    names = run(TOKENIZER)
+    assert names["ids"] == reference("Hello this is a test")["input_ids"]
 
 
 def test_a_model_is_made_from_a_config() -> None:
