@@ -36,7 +36,7 @@ _llamacli() {
         "run --activations") _llamacli_words "auto int8"; return ;;
         "run -t" | "run --threads") return ;;
         "run --cache-implementation") _llamacli_words "dynamic static"; return ;;
-        "run --attn-implementation") _llamacli_words "sdpa eager"; return ;;
+        "run --attn-implementation") _llamacli_words "sdpa eager flash_attention_2"; return ;;
         "run --lookup") return ;;
         "run -f" | "run --input" | "run --prompt-file") _llamacli_files; return ;;
         "run --system") return ;;

@@ -28,7 +28,7 @@ complete -c llamacli -n '__fish_seen_subcommand_from run' -l quantize -x -a 'int
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l activations -x -a 'auto int8' -d 'Round the input of int4 layers: faster on some CPUs, less exact'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -s t -l threads -x -d 'CPU threads'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l cache-implementation -x -a 'dynamic static' -d 'Grow the cache, or allocate it at once'
-complete -c llamacli -n '__fish_seen_subcommand_from run' -l attn-implementation -x -a 'sdpa eager' -d 'Fused attention, or plain matrix products'
+complete -c llamacli -n '__fish_seen_subcommand_from run' -l attn-implementation -x -a 'sdpa eager flash_attention_2' -d 'Fused attention, or plain matrix products'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l lookup -x -d 'Try up to N tokens a step where the text repeats itself; 0 is off'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l check-tensors -d 'Look for NaN and infinity in the weights'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -s f -l input -l prompt-file -r -F -d 'Read the prompt from a file; - is stdin'

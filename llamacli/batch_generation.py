@@ -92,26 +92,47 @@ def generate_batch(model: CausalLMWithDefaults, input_ids: Tensor, **options: An
         TypeError: an option that is not supported, by name.
         RequestError: a value outside its range, or a prompt that fills the context.
     """
+    chosen, sampling = _split(options)
+    rows = _rows(model, input_ids, chosen, sampling)
+    eos = _eos_token_ids(model, chosen)
+    pads = (chosen.pad_token_id, model.config.pad_token_id, min(eos, default=0))
+    pad = next(pad for pad in pads if pad is not None)
+    new_ids = pad_sequence([input_ids.new_tensor(row) for row in rows], True, pad)
+    prompts = input_ids.repeat_interleave(chosen.num_return_sequences, dim=0)
+    return torch.cat((prompts, new_ids), dim=1)
+
+
+def generate_rows(
+    model: CausalLMWithDefaults, input_ids: Tensor, **options: Any
+) -> list[list[int]]:
+    """The new ids of each row alone, without padding; arguments and errors as `generate_batch`."""
+    return _rows(model, input_ids, *_split(options))
+
+
+def _split(options: dict[str, Any]) -> tuple[BatchOptions, dict[str, Any]]:
+    """The options that are no sampling parameters, and those that are; None says nothing."""
+    options = {name: value for name, value in options.items() if value is not None}
     names = {field.name for field in fields(BatchOptions)}
     chosen = BatchOptions(**{name: options.pop(name) for name in names & options.keys()})
     if unknown := sorted(options.keys() - {field.name for field in fields(SamplingParams)}):
         raise TypeError(f"generate does not support {', '.join(map(printable, unknown))}")
-    params = _params(model, input_ids, chosen, options)
+    return chosen, options
+
+
+def _rows(
+    model: CausalLMWithDefaults, input_ids: Tensor, chosen: BatchOptions, asked: dict[str, Any]
+) -> list[list[int]]:
+    params = _params(model, input_ids, chosen, asked)
     count = chosen.num_return_sequences
     prompts = [prompt for prompt in _prompts(input_ids, chosen) for _ in range(count)]
-    eos = _eos_token_ids(model, chosen)
     tokens = TokenStream(
         model,
         prompts,
         [_sample(params, row % count) for row in range(len(prompts))],
-        eos_token_ids=eos,
+        eos_token_ids=_eos_token_ids(model, chosen),
         static_cache=STATIC_CACHE[chosen.cache_implementation],
     )
-    rows = _collect(tokens, input_ids, chosen)
-    pads = (chosen.pad_token_id, model.config.pad_token_id, min(eos, default=0))
-    pad = next(pad for pad in pads if pad is not None)
-    new_ids = pad_sequence([input_ids.new_tensor(row) for row in rows], True, pad)
-    return torch.cat((input_ids.repeat_interleave(count, dim=0), new_ids), dim=1)
+    return _collect(tokens, input_ids, chosen)
 
 
 def _params(

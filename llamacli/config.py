@@ -154,7 +154,7 @@ class LlamaConfig:
         max_position_embeddings: context length in tokens.
         initializer_range: standard deviation of random weights.
         rms_norm_eps: added to the mean square in RMSNorm.
-        use_cache, pretraining_tp: kept for other tools; no result depends on them.
+        use_cache: give a cache where a call does not say. pretraining_tp: for other tools.
         pad_token_id, bos_token_id, eos_token_id: special ids; several EOS ids are allowed.
         tie_word_embeddings: lm_head is the embedding.
         rope_theta: base of the rotary frequencies.

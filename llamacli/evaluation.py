@@ -131,8 +131,8 @@ def _each_window(
     device = next(iter(model.model.parameters())).device
     done, total = 0, _count_predicted(windows)
     for window in windows:
-        hidden_states = model.model(window[None, :-1].to(device))  # (1, T - 1, C)
-        log_probs = model.lm_head(hidden_states[0]).float().log_softmax(dim=-1)
+        outputs = model.model(window[None, :-1].to(device))
+        log_probs = model.lm_head(outputs.last_hidden_state[0]).float().log_softmax(dim=-1)
         if not log_probs.isfinite().all():
             raise CheckpointError(
                 "the model produced NaN or infinite logits",

@@ -35,7 +35,7 @@ class CausalLM(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """(B, T) ids → hidden states (B, T, C), with a cache."""
+        """(B, T) ids → an output whose `last_hidden_state` is (B, T, C), with a cache."""
 
     @property
     def lm_head(self) -> nn.Module:
@@ -219,10 +219,10 @@ class TokenStream:
         if self._attention_mask is not None:
             known = self._attention_mask[:, : self._cache.length]
             self._attention_mask = torch.cat((known, known.new_ones(input_ids.shape)), dim=1)
-        hidden_states = self._model.model(
+        outputs = self._model.model(
             input_ids, cache=self._cache, attention_mask=self._attention_mask
         )
-        logits = self._model.lm_head(hidden_states)
+        logits = self._model.lm_head(outputs.last_hidden_state)
         self.timings.decode_s += time.perf_counter() - start
         self.timings.decoded_tokens += len(token_ids)
         self.timings.drafted_tokens += len(draft)
@@ -246,8 +246,8 @@ def next_logits(
     for chunk in torch.split(input_ids, PREFILL_CHUNK, dim=1):
         end = cache.length + chunk.shape[1]
         mask = None if attention_mask is None else attention_mask[:, :end]
-        hidden_states = model.model(chunk, cache=cache, attention_mask=mask)  # (B, T, C)
-    return model.lm_head(hidden_states[:, -1])  # type: ignore[no-any-return]
+        outputs = model.model(chunk, cache=cache, attention_mask=mask)
+    return model.lm_head(outputs.last_hidden_state[:, -1])  # type: ignore[no-any-return]
 
 
 # ----------------------------------------------------------------------------------------------

@@ -4,8 +4,7 @@ Each is one linear layer over the hidden states of a `LlamaModel`, with the name
 the pooling and the losses of `transformers`.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,35 +14,10 @@ from llamacli.config import LlamaConfig
 from llamacli.errors import RequestError
 from llamacli.loading import PreTrainedModel
 from llamacli.model import LlamaModel, initialize
+from llamacli.outputs import ClassifierOutput, QuestionAnsweringOutput
 
 IGNORED_LABEL = -100  # of a token that does not count in the loss, as in torch
-
-
-@dataclass(frozen=True, slots=True)
-class ClassifierOutput:
-    """What a classifier says.
-
-    Attributes:
-        logits: (B, labels) of sequences, (B, T, labels) of tokens.
-        loss: (), None without labels.
-    """
-
-    logits: Tensor
-    loss: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class QuestionAnsweringOutput:
-    """Where an answer may begin and end.
-
-    Attributes:
-        start_logits, end_logits: (B, T).
-        loss: (), None without positions.
-    """
-
-    start_logits: Tensor
-    end_logits: Tensor
-    loss: Tensor | None
+NO_CACHE = {"use_cache": False}  # nothing follows what is classified
 
 
 class LlamaForSequenceClassification(PreTrainedModel):
@@ -58,31 +32,30 @@ class LlamaForSequenceClassification(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
-        *,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        *,
         labels: Tensor | None = None,
+        **inputs: Any,
     ) -> ClassifierOutput:
         """(B, T) ids → logits (B, labels) at the right-most token that is not the padding token.
 
         Args:
-            input_ids: padded on either side with `config.pad_token_id`.
-            attention_mask: (B, T), 0 or False where padding stands.
-            position_ids: (B, T).
+            input_ids: padded on either side with `config.pad_token_id`; with `inputs_embeds` in
+                their place the last token counts.
+            attention_mask, inputs: as `LlamaModel.forward`.
             labels: (B,) int64 labels; numbers where there is one label only; or float (B, labels),
                 0 or 1, where several can be true. `config.problem_type` decides, if it is set.
 
         Raises:
             RequestError: several sequences, and no padding token.
         """
-        hidden_states = self.model(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids
-        )
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        logits = self.score(hidden_states[rows, self._last_tokens(input_ids)])  # (B, labels)
+        outputs = self.model(input_ids, attention_mask, **NO_CACHE | inputs)
+        x = outputs.last_hidden_state
+        last = -1 if input_ids is None else self._last_tokens(input_ids)
+        logits = self.score(x[torch.arange(len(x), device=x.device), last])  # (B, labels)
         loss = None if labels is None else sequence_loss(logits, labels, self.config.problem_type)
-        return ClassifierOutput(logits, loss)
+        return ClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
     def _last_tokens(self, input_ids: Tensor) -> Tensor:
         """(B,) indices; 0 for a row of padding alone."""
@@ -126,29 +99,25 @@ class LlamaForTokenClassification(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
-        *,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        *,
         labels: Tensor | None = None,
+        **inputs: Any,
     ) -> ClassifierOutput:
         """(B, T) ids → logits (B, T, labels).
 
         Args:
-            input_ids: (B, T).
-            attention_mask: (B, T), 0 or False where padding stands.
-            position_ids: (B, T).
+            input_ids, attention_mask, inputs: as `LlamaModel.forward`.
             labels: (B, T) int64; -100 where a token does not count in the mean cross-entropy.
         """
-        hidden_states = self.model(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids
-        )
-        logits = self.score(self.dropout(hidden_states))
+        outputs = self.model(input_ids, attention_mask, **NO_CACHE | inputs)
+        logits = self.score(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
             flat = logits.float().flatten(0, 1)  # (B · T, labels)
             loss = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED_LABEL)
-        return ClassifierOutput(logits, loss)
+        return ClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
 class LlamaForQuestionAnswering(PreTrainedModel):
@@ -170,31 +139,33 @@ class LlamaForQuestionAnswering(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
-        *,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        *,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
+        **inputs: Any,
     ) -> QuestionAnsweringOutput:
         """(B, T) ids → logits of each token to be the first, and to be the last of the answer.
 
         Args:
-            input_ids: (B, T).
-            attention_mask: (B, T), 0 or False where padding stands.
-            position_ids: (B, T).
+            input_ids, attention_mask, inputs: as `LlamaModel.forward`.
             start_positions, end_positions: (B,) int64; with both there is a loss, the mean
                 cross-entropy of the two. A position beyond the sequence does not count.
         """
-        hidden_states = self.transformer(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids
-        )
-        start_logits, end_logits = self.qa_outputs(hidden_states).unbind(dim=-1)  # (B, T) each
+        outputs = self.transformer(input_ids, attention_mask, **NO_CACHE | inputs)
+        logits = self.qa_outputs(outputs.last_hidden_state)
+        start_logits, end_logits = logits.unbind(dim=-1)  # (B, T) each
         loss = None
         if start_positions is not None and end_positions is not None:
             start_loss = _position_loss(start_logits, start_positions)
             loss = (start_loss + _position_loss(end_logits, end_positions)) / 2
-        return QuestionAnsweringOutput(start_logits, end_logits, loss)
+        return QuestionAnsweringOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+        )
 
 
 def _position_loss(logits: Tensor, positions: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class PreTrainedModel(nn.Module):
             dtype: of the weights in memory; "auto" keeps that of the files where the device is
                 good at it (see `choose_dtype`).
             device: "auto" is the first of CUDA, XPU, MPS and CPU that this machine has.
-            attn_implementation: "sdpa" or "eager".
+            attn_implementation: "sdpa", "eager" or "flash_attention_2" (see `flash_attention`).
             quantization_config: a TorchAoConfig; the weights are quantized while they are read.
             activations: "int8" rounds the input of int4 layers (see `round_activations`); "auto"
                 does not.

@@ -23,7 +23,9 @@ from llamacli import masks
 from llamacli.batch_generation import generate_batch
 from llamacli.cache import KVCache
 from llamacli.config import LlamaConfig
+from llamacli.flash_attention import flash_attention
 from llamacli.loading import PreTrainedModel, choose
+from llamacli.outputs import BaseModelOutput, CausalLMOutput
 from llamacli.rope import rope_frequencies
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -120,7 +122,11 @@ def eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropou
     return F.dropout(weights, dropout).to(v.dtype) @ v
 
 
-ATTENTION = {"sdpa": sdpa_attention, "eager": eager_attention}
+ATTENTION = {
+    "sdpa": sdpa_attention,
+    "eager": eager_attention,
+    "flash_attention_2": flash_attention,
+}
 
 
 class Attention(nn.Module):
@@ -213,43 +219,54 @@ class LlamaModel(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
-        *,
-        cache: KVCache | None = None,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Hidden states after the last norm.
+        cache: KVCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool = False,
+    ) -> BaseModelOutput:
+        """Hidden states after the last norm, in the dtype of the weights.
 
         Args:
             input_ids: (B, T), int64.
-            cache: holds the tokens before these, and is given these.
             attention_mask: (B, S), True or 1 where a real token stands, False or 0 for padding;
                 None means no padding.
             position_ids: (B, T); counted from each row's first real token when None.
-
-        Returns:
-            (B, T, C) in the dtype of the weights.
+            cache: holds the tokens before these, and is given these.
+            inputs_embeds: (B, T, C), in place of `input_ids`.
+            use_cache: give a new cache where there is none; None means as the config says, and
+                not in training.
+            output_hidden_states: give those before and between the layers, too.
         """
-        offset = cache.length if cache is not None else 0
-        end = offset + input_ids.shape[1]
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, C)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and cache is None:
+            cache = KVCache(len(self.layers))
+        offset, length = cache.length if cache is not None else 0, x.shape[1]
         if position_ids is None:
-            position_ids = self._position_ids(input_ids, attention_mask, offset)
-        x = self.embed_tokens(input_ids)  # (B, T, C)
+            position_ids = self._position_ids(x, attention_mask, offset)
         rope = self.rotary_emb(position_ids, x.dtype)
-        mask = visible(offset, end, attention_mask, input_ids.device)
+        mask = visible(offset, offset + length, attention_mask, x.device)
+        between = []  # (B, T, C) each
         for layer in self.layers:
+            if output_hidden_states:
+                between.append(x)
             x = layer(x, rope, mask, cache)
         if cache is not None:
-            cache.advance(input_ids.shape[1])
-        return self.norm(x)  # type: ignore[no-any-return]
+            cache.advance(length)
+        x = self.norm(x)
+        hidden_states = (*between, x) if output_hidden_states else None
+        return BaseModelOutput(last_hidden_state=x, cache=cache, hidden_states=hidden_states)
 
     @staticmethod
-    def _position_ids(input_ids: Tensor, attention_mask: Tensor | None, offset: int) -> Tensor:
-        """(B or 1, T)."""
-        length = input_ids.shape[1]
+    def _position_ids(tokens: Tensor, attention_mask: Tensor | None, offset: int) -> Tensor:
+        """(B or 1, T) positions of tokens (B, T, …)."""
+        length = tokens.shape[1]
         if attention_mask is None:
-            return torch.arange(offset, offset + length, device=input_ids.device)[None]
+            return torch.arange(offset, offset + length, device=tokens.device)[None]
         return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
 
 
@@ -290,17 +307,37 @@ class LlamaForCausalLM(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
-        *,
-        cache: KVCache | None = None,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-    ) -> Tensor:
-        """(B, T) ids → logits (B, T, V); arguments as `LlamaModel.forward`."""
-        hidden_states = self.model(
-            input_ids, cache=cache, attention_mask=attention_mask, position_ids=position_ids
+        *,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        past_key_values: KVCache | None = None,
+        **inputs: Any,
+    ) -> CausalLMOutput:
+        """(B, T) ids → logits (B, T, V).
+
+        Args:
+            input_ids, attention_mask, inputs: as `LlamaModel.forward`.
+            labels: (B, T) int64, mostly the ids themselves: each is predicted from those before it.
+                -100 does not count in the mean cross-entropy, in nats.
+            logits_to_keep: of the last tokens alone; 0 is all.
+            past_key_values: the cache, by its name in `transformers` 4.
+
+        Raises:
+            TypeError: an argument that is not supported, by name.
+        """
+        if past_key_values is not None:
+            inputs["cache"] = past_key_values
+        outputs = self.model(input_ids, attention_mask, **inputs)
+        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            predicted = logits[:, :-1].float().flatten(0, 1)  # (B · (T - 1), V)
+            loss = F.cross_entropy(predicted, labels[:, 1:].flatten())
+        return CausalLMOutput(
+            loss=loss, logits=logits, cache=outputs.cache, hidden_states=outputs.hidden_states
         )
-        return self.lm_head(hidden_states)  # type: ignore[no-any-return]
 
     def generate(self, input_ids: Tensor, **options: Any) -> Tensor:
         """Continue each row of a batch; options and result as `generate_batch`."""

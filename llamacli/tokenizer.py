@@ -11,10 +11,16 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 from llamacli.atomic import atomic_write
-from llamacli.errors import LocalIOError, NotFoundError, TokenizerError, printable
+from llamacli.errors import (
+    LocalIOError,
+    NotFoundError,
+    RequestError,
+    TokenizerError,
+    printable,
+)
 from llamacli.stream_decoder import StreamDecoder
 from llamacli.tokenizer_added import AddedToken, AddedTokens
 from llamacli.tokenizer_batch import plain_ids
@@ -69,6 +75,7 @@ class Tokenizer(TokenizerCall):
         self.unk_token, self.unk_token_id = self._special("unk_token", config.unk_token)
         self.pad_token = config.pad_token
         self.padding_side = config.padding_side or "left"
+        self.truncation_side = config.truncation_side or "right"
         self.model_max_length = config.model_max_length
         ends = {self.eos_token_id, *map(self.added_tokens.get, END_OF_TURN)}
         self.eos_token_ids = frozenset(token_id for token_id in ends if token_id is not None)
@@ -184,7 +191,13 @@ class Tokenizer(TokenizerCall):
 
     # ---- decoding
 
-    def decode(self, ids: Any, *, skip_special_tokens: bool = False) -> str:
+    def decode(
+        self,
+        ids: Any,
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str:
         """The text of the ids: a sequence, an array or tensor (T,), or one alone.
 
         The first token that shows loses the blank that SentencePiece put before the text.
@@ -194,7 +207,11 @@ class Tokenizer(TokenizerCall):
 
         Raises:
             TokenizerError: an id outside the vocabulary.
+            RequestError: blanks are to be removed before punctuation. The tokens say where blanks
+                are, and what is decoded is exact.
         """
+        if clean_up_tokenization_spaces:
+            raise RequestError("clean_up_tokenization_spaces must be False")
         decoder = StreamDecoder(self, skip_special_tokens=skip_special_tokens)
         return "".join(map(decoder.push, plain_ids(ids))) + decoder.flush()
 
@@ -227,28 +244,37 @@ class Tokenizer(TokenizerCall):
         added = self._added.by_id.get(token_id)
         return added.content if added else self._model_token(token_id) or ""
 
-    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-        """The tokens of the ids, in the spelling of the vocabulary."""
+    @overload
+    def convert_ids_to_tokens(self, ids: int) -> str: ...
+    @overload
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]: ...
+    def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> str | list[str]:
+        """The tokens of ids, or of one, in the spelling of the vocabulary."""
+        if isinstance(ids, int):
+            return self.id_to_token(ids)
         return [self.id_to_token(token_id) for token_id in ids]
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token of the vocabulary."""
         return self.added_tokens.get(token, self._model_id(scalar_text(token)))
 
-    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
-        """The ids of tokens; one that the vocabulary lacks has the id of the unknown token.
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+    @overload
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]: ...
+    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
+        """The ids of tokens, or of one; what the vocabulary lacks has the unknown token's id.
 
         Raises:
             TokenizerError: a token is not in the vocabulary, which has no unknown token either.
         """
-        ids: list[int] = []
-        for token in tokens:
-            token_id = self.token_to_id(token)
-            token_id = self.unk_token_id if token_id is None else token_id
-            if token_id is None:
-                raise TokenizerError(f"token {printable(repr(token))} is not in the vocabulary")
-            ids.append(token_id)
-        return ids
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        token_id = self.token_to_id(tokens)
+        token_id = self.unk_token_id if token_id is None else token_id
+        if token_id is None:
+            raise TokenizerError(f"token {printable(repr(tokens))} is not in the vocabulary")
+        return token_id
 
     # ---- saving
 
@@ -283,5 +309,12 @@ class Tokenizer(TokenizerCall):
             where = printable(folder)
             raise LocalIOError(f"cannot make folder {where}: {problem.strerror}") from problem
         added = self._added.by_id
-        replace(self.config, added_tokens=added, tokenizer_class=self._saved_class).write(folder)
+        named = {self.bos_token, self.eos_token, self.unk_token, self.pad_token}
+        special = [token.content for token in added.values() if token.special]
+        replace(
+            self.config,
+            added_tokens=added,
+            additional_special_tokens=tuple(token for token in special if token not in named),
+            tokenizer_class=self._saved_class,
+        ).write(folder)
         self.save_vocabulary(folder)

@@ -42,6 +42,14 @@ def as_tensors(encoding: BatchEncoding) -> BatchEncoding:
 
 
 def plain_ids(ids: Any) -> Sequence[int]:
-    """Token ids as Python numbers: a sequence, an array or tensor (T,), or one id alone."""
+    """Token ids as Python numbers: a sequence, an array or tensor (T,), or one id alone.
+
+    Raises:
+        RequestError: several rows.
+    """
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
-    return [ids] if isinstance(ids, int) else ids
+    if isinstance(ids, int):
+        return [ids]
+    if any(isinstance(row, list) for row in ids):
+        raise RequestError("decode takes one row of ids, batch_decode several")
+    return ids  # type: ignore[no-any-return]

@@ -17,10 +17,12 @@ FileKind = Literal["sentencepiece", "tiktoken", "json"]
 
 MAX_VOCABULARY_BYTES = 64_000_000
 MAX_VOCAB_SIZE = 2**24
+NO_LIMIT = 10**20  # a model_max_length from here on means in transformers that there is none
 DOWNLOAD_HINT = "download the model again"
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 _FLAGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "legacy")
+_SIDES = ("padding_side", "truncation_side")
 _TOKEN_LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
@@ -45,6 +47,7 @@ class TokenizerConfig:
     chat_template: str | None = None
     tokenizer_class: str | None = None
     padding_side: str | None = None
+    truncation_side: str | None = None
     model_max_length: int | None = None
 
     @classmethod
@@ -69,11 +72,8 @@ class TokenizerConfig:
             found.get("added_tokens_decoder"), _read_if_there(folder / "added_tokens.json")
         )
         said["chat_template"] = _chat_template(folder, found.get("chat_template"))
-        if (side := found.get("padding_side")) in (None, "left", "right"):
-            said["padding_side"] = side
-        else:
-            raise _wrong("padding_side", "left or right", side)
-        if isinstance(length := found.get("model_max_length"), int) and length > 0:
+        said |= {key: _side(key, found.get(key)) for key in _SIDES}
+        if isinstance(length := found.get("model_max_length"), int) and 0 < length < NO_LIMIT:
             said["model_max_length"] = int(length)
         if isinstance(found.get("tokenizer_class"), str):
             said["tokenizer_class"] = found["tokenizer_class"]
@@ -90,13 +90,15 @@ class TokenizerConfig:
         Raises:
             LocalIOError: the disk refuses.
         """
-        rest = ("chat_template", "padding_side", "model_max_length")
-        keys = ("tokenizer_class", *_FLAGS, *_NAMED_TOKENS, *rest)
+        rest = ("chat_template", "model_max_length")
+        keys = ("tokenizer_class", *_FLAGS, *_NAMED_TOKENS, *_SIDES, *rest)
         said = {key: value for key in keys if (value := getattr(self, key)) is not None}
         said["added_tokens_decoder"] = {
             str(token_id): dataclasses.asdict(token) | {"normalized": False, "single_word": False}
             for token_id, token in sorted(self.added_tokens.items())
         }
+        if self.additional_special_tokens:
+            said["additional_special_tokens"] = [*self.additional_special_tokens]
         # Otherwise transformers 4 removes blanks before punctuation.
         said["clean_up_tokenization_spaces"] = False
         text = json.dumps(said, indent=2) + "\n"
@@ -144,6 +146,12 @@ def _flag(key: str, value: object) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
     raise _wrong(key, "true or false", value)
+
+
+def _side(key: str, value: object) -> str | None:
+    if value is None or value in ("left", "right"):
+        return value
+    raise _wrong(key, "left or right", value)
 
 
 def _token(key: str, value: object) -> str | None:

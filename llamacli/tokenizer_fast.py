@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +13,7 @@ from llamacli.tokenizer import Tokenizer
 from llamacli.tokenizer_added import AddedToken
 from llamacli.tokenizer_bytes import BLANK
 from llamacli.tokenizer_config import TokenizerConfig, file_kind
+from llamacli.tokenizer_conversion import converted
 from llamacli.tokenizer_json import components, load_tokenizer_json
 from llamacli.tokenizer_sentencepiece import LlamaTokenizer
 from llamacli.tokenizer_tiktoken import tiktoken_tokenizer
@@ -29,14 +31,15 @@ _EOS_TOKENS = ("<|end_of_text|>", "</s>")
 class LlamaTokenizerFast(Tokenizer):
     """Encodes with the tokenizers library: byte-level BPE of Llama 3, or a converted SentencePiece.
 
-    The file alone says where blanks are put before text; `legacy` and `add_prefix_space` of the
-    config have no say.
+    A tokenizer.json alone says where blanks are put before text; `legacy` and `add_prefix_space` of
+    the config have a say in what becomes of a SentencePiece model (see `converted`).
 
     Args:
-        vocab_file: a tokenizer.json, or the tiktoken file of Llama 3 that is called
-            tokenizer.model.
+        vocab_file: a tokenizer.json, or a tokenizer.model: the tiktoken file of Llama 3, or a
+            SentencePiece model.
         config: whether BOS and EOS are added is read from the template in the file where the
             config says nothing and names no class of Llama.
+        settings: fields of the config by name, as `add_eos_token=True`.
 
     Raises:
         NotFoundError, TokenizerError: the file is missing or damaged, the config contradicts it.
@@ -45,8 +48,10 @@ class LlamaTokenizerFast(Tokenizer):
     _vocabulary_name = "tokenizer.json"
     _saved_class = "PreTrainedTokenizerFast"
 
-    def __init__(self, vocab_file: Path | str, config: TokenizerConfig = TokenizerConfig()) -> None:
-        path = Path(vocab_file)
+    def __init__(
+        self, vocab_file: Path | str, config: TokenizerConfig = TokenizerConfig(), **settings: Any
+    ) -> None:
+        path, config = Path(vocab_file), replace(config, **settings)
         kind = file_kind(path)
         if kind == "json":
             self._tokenizer, model_size = load_tokenizer_json(path)
@@ -54,7 +59,13 @@ class LlamaTokenizerFast(Tokenizer):
             self._tokenizer = tiktoken_tokenizer(path)
             model_size = self._tokenizer.get_vocab_size(with_added_tokens=False)
         else:
-            raise TokenizerError(f"{printable(path)} holds a SentencePiece model, not tokenizers'")
+            source = LlamaTokenizer(path, config)
+            config, model_size = source.config, source.processor.vocab_size()
+            self._tokenizer = converted(
+                source.processor,
+                legacy=source.legacy,
+                add_prefix_space=bool(config.add_prefix_space),
+            )
         self._plain, self._blank_first = _without_added_tokens(self._tokenizer)
         decoder = list(components(_state(self._tokenizer.decoder)))
         self.byte_level = any(part["type"] == "ByteLevel" for part in decoder)
@@ -68,7 +79,7 @@ class LlamaTokenizerFast(Tokenizer):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, **settings: Any) -> Self:
-        """Read tokenizer.json, else the tokenizer.model of Llama 3; `settings` overrule files.
+        """Read tokenizer.json, else tokenizer.model; `settings` overrule files.
 
         `folder` may be a hub name.
         """

@@ -1,6 +1,7 @@
 """LlamaTokenizer: the SentencePiece tokenizer of Llama 1 and 2, with sentencepiece as the truth."""
 
 import sys
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -35,6 +36,7 @@ class LlamaTokenizer(Tokenizer):
     Args:
         vocab_file: a tokenizer.model of SentencePiece.
         config: what no file says is BOS before a text, no EOS, and the names in the model.
+        settings: fields of the config by name, as `legacy=False`.
 
     Raises:
         NotFoundError, TokenizerError: the file is missing or damaged, the config contradicts it.
@@ -44,13 +46,15 @@ class LlamaTokenizer(Tokenizer):
     _vocabulary_name = "tokenizer.model"
     _saved_class = "LlamaTokenizer"
 
-    def __init__(self, vocab_file: Path | str, config: TokenizerConfig = TokenizerConfig()) -> None:
-        path = Path(vocab_file)
+    def __init__(
+        self, vocab_file: Path | str, config: TokenizerConfig = TokenizerConfig(), **settings: Any
+    ) -> None:
+        path, config = Path(vocab_file), replace(config, **settings)
         if file_kind(path) != "sentencepiece":
             raise TokenizerError(f"{printable(path)} is not a SentencePiece model")
         self._data = read_file(path, error=TokenizerError, max_bytes=MAX_VOCABULARY_BYTES)
         try:
-            self._model = model = _load(self._data)
+            self.processor = model = _load(self._data)
             self._pieces: list[str] = model.id_to_piece(list(range(model.vocab_size())))
             self._unknown_id: int = model.unk_id()
             self._unknown_surface: bytes = model.decode([self._unknown_id]).encode()
@@ -69,6 +73,8 @@ class LlamaTokenizer(Tokenizer):
             eos_token=self._model_token(model.eos_id()),
             unk_token=self._model_token(self._unknown_id),
         )
+        if not (config.legacy or config.add_prefix_space):
+            self.leading_blanks = 0  # none was put before the text
         super().__init__(config, model_size=len(self._pieces), added={})
 
     @classmethod
@@ -91,11 +97,11 @@ class LlamaTokenizer(Tokenizer):
 
     def _encode_text(self, text: str, *, first: bool) -> list[int]:
         prefix = self.legacy or (first and self.config.add_prefix_space)
-        ids: list[int] = (self._model if prefix else self._model_without_prefix).encode(text)
+        ids: list[int] = (self.processor if prefix else self._model_without_prefix).encode(text)
         return ids
 
     def _model_id(self, token: str) -> int | None:
-        token_id: int = self._model.piece_to_id(token)
+        token_id: int = self.processor.piece_to_id(token)
         return token_id if self._model_token(token_id) == token else None
 
     def _model_token(self, token_id: int) -> str | None:
@@ -104,7 +110,7 @@ class LlamaTokenizer(Tokenizer):
     @cached_property
     def _skipped(self) -> frozenset[int]:
         """Control pieces that no file names are left out, too, as sentencepiece does."""
-        is_control = self._model.is_control(list(range(len(self._pieces))))
+        is_control = self.processor.is_control(list(range(len(self._pieces))))
         control = {token_id for token_id, found in enumerate(is_control) if found}
         return frozenset(control.union(self.all_special_ids))
 

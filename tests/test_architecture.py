@@ -22,23 +22,24 @@ ROWS = [
     benchmark.report benchmark.compare benchmark.plot""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
-    tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken tokenizer_sequences tokenizer_call
-    tokenizer_batch stream_decoder prompts
+    tokenizer_sentencepiece tokenizer_conversion tokenizer_fast tokenizer_tiktoken
+    tokenizer_sequences tokenizer_call
+    tokenizer_batch tokenizer_offsets tokenizer_truncation stream_decoder prompts
     template_worker logit_bias hub.settings hub.client hub.errors hub.listing hub.cache hub.verify
     hub.transfer hub.target hub.download hub model_folder cpu_quota mask_view.rows mask_view.text
     mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
-    """cache memory sampling quantization kernels kernels.native dense_linear quantized_linear
-    kernels.long_prompts kernels.decode_step weight_file torchao_format checkpoint_index
-    checkpoint checkpoint_writer load_into quantization_plan torchao_config conversion
-    output_folder""",
+    """cache outputs flash_attention memory sampling quantization kernels kernels.native
+    dense_linear quantized_linear kernels.long_prompts kernels.decode_step weight_file
+    torchao_format checkpoint_index checkpoint checkpoint_writer load_into quantization_plan
+    torchao_config conversion output_folder""",
     "generation batch_generation streamers evaluation quantization_report",
     "loading",
     "model memory_estimate",
     """heads attention_visualizer benchmark.machine benchmark.random_weights benchmark.measure
     benchmark.roofs benchmark.work benchmark.session benchmark.peers
     benchmark.transformers_peer""",
-    """auto pipelines pipelines.base pipelines.offsets pipelines.text_generation
+    """auto utils utils.attention_visualizer pipelines pipelines.base pipelines.text_generation
     pipelines.text_classification pipelines.token_classification pipelines.question_answering
     pipelines.factory""",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",

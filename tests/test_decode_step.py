@@ -78,22 +78,26 @@ def by_torch(model: LlamaForCausalLM, ids: Tensor, **options: Any) -> Tensor:
     """Logits with the same layers, but one after the other as model.py says."""
     copied = copy.deepcopy(model)  # computes through torch
     assert kernel_set(copied) == "torch"
-    return copied(ids, **options)
+    return copied(ids, **options).logits
 
 
 def by_layers(model: LlamaForCausalLM, ids: Tensor, **options: Any) -> Tensor:
     """Logits by the layers that this model has, whatever they compute with."""
-    hidden = type(model.model).forward(model.model, ids, **options)
-    return nn.Linear.forward(model.lm_head, hidden)
+    outputs = type(model.model).forward(model.model, ids, **options)
+    return nn.Linear.forward(model.lm_head, outputs.last_hidden_state)
 
 
 Forward = Callable[..., Tensor]
 
 
+def logits_of(model: LlamaForCausalLM) -> Forward:
+    return lambda *args, **options: model(*args, **options).logits
+
+
 def natively(model: LlamaForCausalLM, ids: Tensor, **options: Any) -> Tensor:
     """Logits of a call that must not go through torch."""
     with torch_calls(model) as calls:
-        logits = model(ids, **options)
+        logits = model(ids, **options).logits
     assert calls == []
     return logits
 
@@ -104,9 +108,9 @@ def torch_calls(model: LlamaForCausalLM) -> Iterator[list[int]]:
     step: Any = model.model.forward
     forward, lengths = step._forward, []
 
-    def call(ids: Tensor, **options: Any) -> Tensor:
+    def call(ids: Tensor, *args: Any, **options: Any) -> Any:
         lengths.append(ids.shape[1])
-        return forward(ids, **options)
+        return forward(ids, *args, **options)
 
     step._forward = call
     yield lengths
@@ -140,10 +144,10 @@ def test_steps_of_any_length_are_those_of_torch(name: str) -> None:
     model, exact = build(name)
     ids = random_ids(1, sum(LENGTHS))
     with torch_calls(model) as calls:
-        found = decode([model], ids, LENGTHS)
+        found = decode([logits_of(model)], ids, LENGTHS)
     assert calls == [50]
     slow = decode([lambda *args, **options: by_torch(model, *args, **options)], ids, LENGTHS)
-    assert_as_near(found, slow, decode([exact], ids, LENGTHS))
+    assert_as_near(found, slow, decode([logits_of(exact)], ids, LENGTHS))
 
 
 @pytest.mark.usefixtures("kernel_set")
@@ -158,7 +162,7 @@ def test_torch_and_native_steps_continue_the_same_cache(name: str) -> None:
     def fast(*args: Any, **options: Any) -> Tensor:
         return natively(model, *args, **options)
 
-    expected = decode([exact], ids, lengths)
+    expected = decode([logits_of(exact)], ids, lengths)
     for forwards in ([fast, slow], [slow, fast], [slow, slow, fast]):
         assert_as_near(decode(forwards, ids, lengths), decode([slow], ids, lengths), expected)
 
@@ -190,7 +194,7 @@ def test_padded_rows_are_those_of_torch(name: str, keep: list[int] | None) -> No
     rows = None if keep is None else torch.tensor(keep)
     found = padded_steps(lambda *args, **options: natively(model, *args, **options), rows)
     slow = padded_steps(lambda *args, **options: by_torch(model, *args, **options), rows)
-    assert_as_near(found, slow, padded_steps(exact, rows))
+    assert_as_near(found, slow, padded_steps(logits_of(exact), rows))
 
 
 @pytest.mark.usefixtures("kernel_set")
@@ -233,7 +237,7 @@ def test_the_number_of_threads_changes_no_bit(name: str) -> None:
     model, _ = build(name)
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        found.append(decode([model], random_ids(1, 7 + MAX_ROWS), [5, 1, 1, MAX_ROWS]))
+        found.append(decode([logits_of(model)], random_ids(1, 7 + MAX_ROWS), [5, 1, 1, MAX_ROWS]))
     torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
@@ -243,11 +247,11 @@ def test_the_number_of_threads_changes_no_bit(name: str) -> None:
 def test_several_python_threads_run_one_model() -> None:
     model, _ = build("gqa")
     ids = [random_ids(1, 40, seed=seed) for seed in range(4)]
-    expected = [decode([model], row, [1] * 40) for row in ids]
+    expected = [decode([logits_of(model)], row, [1] * 40) for row in ids]
 
     def run(row: Tensor) -> Tensor:
         with torch.no_grad():
-            return decode([model], row, [1] * 40)
+            return decode([logits_of(model)], row, [1] * 40)
 
     with ThreadPoolExecutor(4) as pool:
         assert all(map(torch.equal, pool.map(run, ids), expected))
@@ -316,7 +320,7 @@ def test_a_changed_model_computes_with_what_it_has_now(
     before = natively(model, ids, cache=KVCache(2))
     change(model)
     with torch_calls(model) as calls:
-        found = model(ids, cache=KVCache(2))
+        found = model(ids, cache=KVCache(2)).logits
     assert calls == [4]
     expected = by_layers(model, ids, cache=KVCache(2))
     assert (found - expected).norm() <= 0.01 * expected.norm()
@@ -341,7 +345,7 @@ def test_what_does_not_fit_goes_through_torch(
     model, _ = build("gqa")
     ids = random_ids(*shape)
     with torch_calls(model) as calls:
-        found = model(ids, cache=KVCache(2), **options)
+        found = model(ids, cache=KVCache(2), **options).logits
     assert calls == [shape[1]]
     expected = by_layers(model, ids, cache=KVCache(2), **options)
     assert (found - expected).norm() <= 0.01 * expected.norm()
@@ -353,10 +357,11 @@ def test_a_model_that_is_moved_while_a_cache_is_in_use_reads_no_freed_memory() -
     ids, caches = random_ids(1, 3), [KVCache(2), KVCache(2)]
     for kv in caches:
         model.model(ids[:, :2], cache=kv)
-    expected = model.model(ids[:, 2:], cache=caches[0])
+    expected = model.model(ids[:, 2:], cache=caches[0]).last_hidden_state
     model.float()  # the old weights are dropped
-    assert torch.equal(model.model(ids[:, 2:], cache=caches[1]), expected)
-    assert model.model(ids, cache=KVCache(2)).dtype == torch.float32
+    found = model.model(ids[:, 2:], cache=caches[1]).last_hidden_state
+    assert torch.equal(found, expected)
+    assert model.model(ids, cache=KVCache(2)).last_hidden_state.dtype == torch.float32
 
 
 @pytest.mark.usefixtures("kernel_set")
@@ -374,7 +379,9 @@ def test_gradients_are_those_of_torch(name: str) -> None:
     slow, found = copy.deepcopy(exact).bfloat16(), []
     for one in (model, slow, exact):
         with torch.enable_grad():
-            one(random_ids(1, 4), cache=KVCache(2)).float().logsumexp(dim=-1).sum().backward()
+            one(random_ids(1, 4), cache=KVCache(2)).logits.float().logsumexp(
+                dim=-1
+            ).sum().backward()
         found.append(one.model.embed_tokens.weight.grad)
     assert_as_near(*found)
 
@@ -389,7 +396,7 @@ def test_copies_stand_alone(name: str) -> None:
     for parameter in model.parameters():
         parameter.zero_()
     del model
-    assert (twins(ids, cache=KVCache(2)) - before).norm() <= 0.05 * before.norm()
+    assert (twins(ids, cache=KVCache(2)).logits - before).norm() <= 0.05 * before.norm()
     assert install(twins)
     assert torch.equal(natively(twins, ids, cache=KVCache(2)), before)
 
@@ -494,9 +501,9 @@ def test_long_prompts_are_multiplied_in_float32_where_that_is_faster(
     monkeypatch.setattr(
         F, "linear", lambda *args: multiplied.append(args[0].dtype) or LINEAR(*args)
     )
-    found = model(ids).float()
+    found = model(ids).logits.float()
     assert set(multiplied) == {torch.float32}
-    assert_as_near(found, slow(ids).float(), exact(ids))
+    assert_as_near(found, slow(ids).logits.float(), exact(ids).logits)
 
 
 # ----------------------------------------------------------------------------------------------

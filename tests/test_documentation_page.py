@@ -71,7 +71,7 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 """
 
 VISUALIZER = """
-from llamacli import AttentionMaskVisualizer
+from llamacli.utils.attention_visualizer import AttentionMaskVisualizer
 
 visualizer = AttentionMaskVisualizer("huggyllama/llama-7b")
 visualizer("Plants create energy through a process known as")
@@ -91,6 +91,13 @@ generate_ids = model.generate(inputs.input_ids, max_length=30)
 print(tokenizer.batch_decode(
     generate_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
 )[0])
+"""
+
+TOKENIZER = """
+from llamacli import LlamaTokenizerFast
+
+tokenizer = LlamaTokenizerFast.from_pretrained("hf-internal-testing/llama-tokenizer")
+ids = tokenizer.encode("Hello this is a test")
 """
 
 CONFIG = """
@@ -155,6 +162,12 @@ def test_the_class_itself_continues_up_to_a_length(capsys: pytest.CaptureFixture
     assert names["generate_ids"].shape[1] <= 30
 
 
+def test_the_fast_tokenizer_encodes() -> None:
+    reference = transformers.AutoTokenizer.from_pretrained(DEMO_FOLDER)
+    names = run(TOKENIZER)
+    assert names["ids"] == reference("Hello this is a test")["input_ids"]
+
+
 def test_a_model_is_made_from_a_config() -> None:
     names = run(CONFIG)
     assert names["model"].config is names["configuration"]
@@ -207,7 +220,7 @@ def test_each_auto_class_opens_its_own(folder: Path) -> None:
         ({"device_map": "balanced"}, "device must be one of"),
         ({"device_map": "cpu", "device": "cpu"}, "device_map"),
         ({"torch_dtype": "auto", "dtype": "auto"}, "torch_dtype"),
-        ({"attn_implementation": "flash_attention_2"}, "attn_implementation must be one of"),
+        ({"attn_implementation": "flash"}, "attn_implementation must be one of"),
     ],
 )
 def test_what_is_not_supported_is_named(folder: Path, options: Any, words: str) -> None:

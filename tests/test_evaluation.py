@@ -16,6 +16,7 @@ from llamacli.evaluation import (
     log_probabilities,
     windows,
 )
+from llamacli.outputs import BaseModelOutput
 from tests.tiny import SIZES, random_ids, reference, twin
 
 REFERENCES = [reference("gqa", seed) for seed in (0, 1)]
@@ -31,12 +32,17 @@ def cut(token_ids: list[int], context_length: int, bos_token_id: int | None) -> 
     return [window.tolist() for window in found]
 
 
+class LastToken(nn.Embedding):
+    def forward(self, input_ids: Tensor) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=super().forward(input_ids))
+
+
 class Table(nn.Module):
     """A language model whose logits depend on the last token alone."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
-        self.model = nn.Embedding.from_pretrained(logits)
+        self.model = LastToken.from_pretrained(logits)
         self.lm_head = nn.Identity()
 
 
@@ -118,7 +124,7 @@ def test_every_number_is_the_mean_over_full_forwards_of_each_window(
     pieces = windows(text(length), context_length=context_length, bos_token_id=bos_token_id)
     found = compare(SECOND, pieces, log_probabilities(FIRST, pieces))
     p, q = (
-        torch.cat([model(w[None])[0, :-1].double().log_softmax(-1) for w in pieces])
+        torch.cat([model(w[None]).logits[0, :-1].double().log_softmax(-1) for w in pieces])
         for model in (FIRST, SECOND)
     )
     targets = torch.cat([window[1:] for window in pieces])

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import transformers
 
 import llamacli
@@ -27,7 +26,7 @@ NAMES = (
 def reference(name: str, kind: str = "gqa", **settings: Any) -> Any:
     torch.manual_seed(0)
     values = {**SIZES, **KINDS[kind], "pad_token_id": PAD, "classifier_dropout": 0.0, **settings}
-    if name != "LlamaForQuestionAnswering":
+    if name in ("LlamaForSequenceClassification", "LlamaForTokenClassification"):
         values.setdefault("num_labels", 3)
     return getattr(transformers, name)(transformers.LlamaConfig(**values)).eval()
 
@@ -55,7 +54,7 @@ def labels_for(name: str) -> dict[str, torch.Tensor]:
             "start_positions": torch.tensor([1, 99, 0]),
             "end_positions": torch.tensor([3, 2, 0]),
         }
-    labels = torch.arange(27).reshape(3, 9) % 3
+    labels = torch.arange(27).reshape(3, 9) % 3  # of tokens, and of what follows
     labels[0, 5:] = labels[2, 1:] = -100
     return {"labels": labels}
 
@@ -77,7 +76,7 @@ def test_logits_of_a_padded_batch_equal(name: str, side: str) -> None:
     assert_outputs_equal(twin(theirs)(**inputs), theirs(**inputs), inputs["attention_mask"])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", *NAMES])
 def test_the_loss_and_a_step_along_its_gradient_equal(name: str) -> None:
     theirs, inputs = reference(name), batch() | labels_for(name)
     if name == "LlamaForQuestionAnswering":  # its softmax counts padding, which has no set value
@@ -95,18 +94,45 @@ def test_the_loss_and_a_step_along_its_gradient_equal(name: str) -> None:
         torch.testing.assert_close(value, expected[parameter], **TOLERANCE)
 
 
-def test_a_step_along_the_gradient_of_the_next_token_equals() -> None:
+@torch.no_grad()
+def test_outputs_have_the_names_and_places_of_transformers() -> None:
     theirs, ids = reference("LlamaForCausalLM"), random_ids(2, 9)
+    ours, inputs = twin(theirs), {"labels": ids, "output_hidden_states": True}
+    found, expected = (model(ids, **inputs) for model in (ours, theirs))
+    torch.testing.assert_close(found.hidden_states, expected.hidden_states, **TOLERANCE)
+    for key in (0, 1, "loss", "logits"):
+        torch.testing.assert_close(found[key], expected[key], **TOLERANCE)
+    assert len(found.to_tuple()) == len(expected.to_tuple())
+    base = ours.model(ids, use_cache=False)
+    assert torch.equal(base[0], base.last_hidden_state)
+    assert torch.equal(base.last_hidden_state, found.hidden_states[-1])
+    assert (base.cache, base.hidden_states, base.to_tuple()[1:]) == (None, None, ())
+
+
+@torch.no_grad()
+def test_a_cache_that_was_given_is_continued_by_either_name() -> None:
+    ours, ids = twin(reference("LlamaForCausalLM")), random_ids(2, 9)
+    expected = ours(ids).logits[:, -1:]
+    for name in ("cache", "past_key_values"):
+        outputs = ours(ids[:, :5], logits_to_keep=2)
+        torch.testing.assert_close(outputs.logits, ours(ids).logits[:, 3:5], **TOLERANCE)
+        outputs = ours(ids[:, 5:], logits_to_keep=1, **{name: outputs.past_key_values})
+        torch.testing.assert_close(outputs.logits, expected, **TOLERANCE)
+        assert outputs.past_key_values.length == 9
+    assert ours(ids, use_cache=False).cache is None
+    assert ours.train()(ids).cache is None
+    assert ours(ids, use_cache=True).cache.length == 9
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", *NAMES])
+@torch.no_grad()
+def test_embeddings_stand_in_for_ids(name: str) -> None:
+    theirs, ids = reference(name), random_ids(1, 9)
+    inputs = {"inputs_embeds": theirs.get_input_embeddings()(ids)}
     ours = twin(theirs)
-    loss = theirs(ids, labels=ids).loss
-    own = F.cross_entropy(ours(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    torch.testing.assert_close(own, loss, **TOLERANCE)
-    for model, value in ((ours, own), (theirs, loss)):
-        value.backward()
-        torch.optim.SGD(model.parameters(), lr=0.01).step()
-    expected = theirs.state_dict()
-    for parameter, value in ours.state_dict().items():
-        torch.testing.assert_close(value, expected[parameter], **TOLERANCE)
+    assert_outputs_equal(ours(**inputs), theirs(**inputs), torch.ones(1, 9))
+    with pytest.raises(TypeError, match="output_attentions"):
+        ours(**inputs, output_attentions=True)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_what_transformers_saved_gives_equal_logits(kind: str, tmp_path: Path) -
     theirs.save_pretrained(tmp_path)
     ours = LlamaForCausalLM.from_pretrained(tmp_path)
     assert not ours.training
-    assert_equal(ours(IDS), theirs(IDS).logits)
+    assert_equal(ours(IDS).logits, theirs(IDS).logits)
 
 
 @torch.no_grad()
@@ -69,19 +69,27 @@ def test_shards_of_transformers_give_equal_logits(tmp_path: Path) -> None:
     theirs = reference("plain")
     theirs.save_pretrained(tmp_path, max_shard_size="20kB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert_equal(LlamaForCausalLM.from_pretrained(str(tmp_path))(IDS), theirs(IDS).logits)
+    assert_equal(LlamaForCausalLM.from_pretrained(str(tmp_path))(IDS).logits, theirs(IDS).logits)
 
 
-@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager", "flash_attention_2"])
 @torch.no_grad()
-def test_both_attention_implementations_agree(folder: Path, attn_implementation: str) -> None:
+def test_attention_implementations_agree(folder: Path, attn_implementation: str) -> None:
     model = LlamaForCausalLM.from_pretrained(folder, attn_implementation=attn_implementation)
-    assert_equal(model(IDS), reference("gqa")(IDS).logits)
+    assert_equal(model(IDS).logits, reference("gqa")(IDS).logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*kernel:UserWarning")  # torch says why, too
+def test_what_no_flash_attention_kernel_takes_is_named() -> None:
+    config = LlamaConfig(**SIZES, attention_dropout=0.1)
+    model = LlamaForCausalLM(config, attn_implementation="flash_attention_2")
+    with pytest.raises(ResourceError, match=r"no kernel for torch\.float32 on cpu"):
+        model.train()(IDS)
 
 
 def test_an_unknown_attention_implementation_is_refused_with_the_known_ones(folder: Path) -> None:
-    with pytest.raises(RequestError, match=r"one of sdpa, eager, got 'flash_attention_2'"):
-        LlamaForCausalLM.from_pretrained(folder, attn_implementation="flash_attention_2")
+    with pytest.raises(RequestError, match=r"one of sdpa, eager, flash_attention_2, got 'flex'"):
+        LlamaForCausalLM.from_pretrained(folder, attn_implementation="flex")
 
 
 def test_a_loaded_model_knows_its_generation_config(folder: Path) -> None:
@@ -98,7 +106,7 @@ def test_a_bare_model_reads_the_checkpoint_of_a_model_with_a_head(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ours, theirs = LlamaModel.from_pretrained(folder), ReferenceModel.from_pretrained(folder)
-    assert_equal(ours(IDS), theirs(IDS).last_hidden_state)
+    assert_equal(ours(IDS).last_hidden_state, theirs(IDS).last_hidden_state)
     assert not [r for r in caplog.records if r.name.startswith("llamacli")]
 
 
@@ -107,17 +115,20 @@ def test_a_bare_model_is_saved_as_transformers_saves_it(folder: Path, tmp_path: 
     ours = LlamaModel.from_pretrained(folder)
     ours.save_pretrained(tmp_path / "ours")
     theirs = ReferenceModel.from_pretrained(tmp_path / "ours")
-    assert_equal(theirs(IDS).last_hidden_state, ours(IDS))
+    assert_equal(theirs(IDS).last_hidden_state, ours(IDS).last_hidden_state)
     theirs.save_pretrained(tmp_path / "theirs")
     for name in ("ours", "theirs"):
-        assert_equal(LlamaModel.from_pretrained(tmp_path / name)(IDS), ours(IDS))
+        assert_equal(
+            LlamaModel.from_pretrained(tmp_path / name)(IDS).last_hidden_state,
+            ours(IDS).last_hidden_state,
+        )
 
 
 @torch.no_grad()
 def test_a_tied_head_needs_only_the_bare_model(tmp_path: Path) -> None:
     theirs = reference("tied")
     theirs.model.save_pretrained(tmp_path)
-    assert_equal(LlamaForCausalLM.from_pretrained(tmp_path)(IDS), theirs(IDS).logits)
+    assert_equal(LlamaForCausalLM.from_pretrained(tmp_path)(IDS).logits, theirs(IDS).logits)
 
 
 def test_a_head_that_is_not_there_is_missed(tmp_path: Path) -> None:
@@ -135,7 +146,7 @@ def test_transformers_reads_what_was_saved(kind: str, tmp_path: Path) -> None:
     ours = twin(reference(kind))
     ours.save_pretrained(tmp_path)
     theirs = Reference.from_pretrained(tmp_path)
-    assert_equal(theirs(IDS).logits, ours(IDS))
+    assert_equal(theirs(IDS).logits, ours(IDS).logits)
 
 
 @pytest.mark.parametrize("max_shard_bytes", [5_000_000_000, 20_000])

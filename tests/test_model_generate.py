@@ -96,6 +96,12 @@ def test_no_new_tokens_give_the_prompt_back() -> None:
     assert OURS.generate(IDS, max_new_tokens=0).tolist() == IDS.tolist()
 
 
+def test_none_says_nothing() -> None:
+    unsaid = dict.fromkeys(("temperature", "top_p", "top_k", "eos_token_id", "streamer"))
+    found = OURS.generate(IDS, do_sample=False, max_new_tokens=9, **unsaid)
+    assert found.tolist() == OURS.generate(IDS, max_new_tokens=9).tolist()
+
+
 def test_the_result_has_the_type_of_the_prompt() -> None:
     found = OURS.generate(IDS.int(), max_new_tokens=3)
     assert found.dtype == torch.int32

@@ -1,6 +1,8 @@
 """The pipelines against those of transformers, on the same random folders."""
 
+import dataclasses
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from llamacli.heads import (
 from llamacli.loading import PreTrainedModel
 from llamacli.model import LlamaForCausalLM
 from llamacli.pipelines.factory import pipeline
-from llamacli.pipelines.offsets import place_tokens
+from llamacli.tokenizer_offsets import place_tokens
 from tests.command_line import TALE, write_chain
 from tests.tiny import SIZES, write_tokenizer
 
@@ -80,6 +82,7 @@ def rounded(found: Any) -> Any:
 # ------------------------------------------------------------------------------- text-generation
 
 GREEDY = {"do_sample": False, "max_new_tokens": 8}
+SAMPLED = {"do_sample": True, "num_return_sequences": 2, "seed": 3}
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers warns of its own defaults
@@ -130,13 +133,26 @@ def test_defaults_are_drawn_and_options_reach_generate(folders: dict[str, Path])
     assert cut == [{"generated_text": " moon sees river"}]
 
 
+def test_a_batch_gives_what_each_prompt_gives_alone(folders: dict[str, Path]) -> None:
+    generate = pipeline("text-generation", folders["text-generation"], device="cpu", **GREEDY)
+    prompts = ["The sun", "bird sees the moon by", CHAT, "The"]
+    generate.model.config = dataclasses.replace(generate.model.config, pad_token_id=0)
+    for options in ({}, {"return_tensors": True}, {"stop_sequence": "river"}, SAMPLED):
+        alone = [generate(prompt, **options) for prompt in prompts]
+        for size in (2, 3, 9):
+            assert generate(prompts, batch_size=size, **options) == alone
+
+
 # --------------------------------------------------------------------------- text-classification
 
 
 @pytest.mark.parametrize("top_k", [{}, {"top_k": 1}, {"top_k": 2}, {"top_k": None}], ids=str)
-@pytest.mark.parametrize("inputs", [TEXT, ["sun", TEXT], {"text": "sun"}], ids=str)
-def test_labels_equal(folders: dict[str, Path], inputs: Any, top_k: dict[str, Any]) -> None:
-    ours, theirs = both(folders["text-classification"], "text-classification")
+@pytest.mark.parametrize("inputs", [TEXT, ["sun", TEXT, "The"], {"text": "sun"}], ids=str)
+@pytest.mark.parametrize("batch", [{}, {"batch_size": 2}], ids=str)
+def test_labels_equal(
+    folders: dict[str, Path], inputs: Any, top_k: dict[str, Any], batch: dict[str, Any]
+) -> None:
+    ours, theirs = both(folders["text-classification"], "text-classification", **batch)
     for function in ({}, *({"function_to_apply": name} for name in ("sigmoid", "none"))):
         found, expected = (run(inputs, **top_k, **function) for run in (ours, theirs))
         assert rounded(found) == rounded(expected)
@@ -171,19 +187,41 @@ def test_a_text_may_have_a_pair_and_be_cut(folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("strategy", ["none", "simple", "first", "average", "max"])
 @pytest.mark.parametrize("inputs", [TEXT, [TEXT, "bird", "sun\nmoon"]], ids=str)
-def test_entities_equal(folders: dict[str, Path], inputs: Any, strategy: str) -> None:
-    ours, theirs = both(
-        folders["token-classification"], "token-classification", aggregation_strategy=strategy
-    )
+@pytest.mark.parametrize("batch", [{}, {"batch_size": 2}], ids=str)
+def test_entities_equal(
+    folders: dict[str, Path], inputs: Any, strategy: str, batch: dict[str, Any]
+) -> None:
+    options = {"aggregation_strategy": strategy, **batch}
+    ours, theirs = both(folders["token-classification"], "token-classification", **options)
     for ignored in ({}, {"ignore_labels": ["LOC"]}):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "does not support real words"
             expected = rounded(theirs(inputs, **ignored))
         found = rounded(ours(inputs, **ignored))
         assert found
+        if batch and strategy == "none" and isinstance(inputs, list):
+            assert found == rounded([ours(text, **ignored) for text in inputs])
+            for entity in chain(*found, *expected):
+                del entity["index"]  # theirs counts the padding
         if strategy not in ("none", "simple"):  # where they lose the blanks between words
             found, expected = (str(value).replace(" ", "") for value in (found, expected))
         assert found == expected
+
+
+@pytest.mark.parametrize("stride", [0, 3, 5])
+@pytest.mark.parametrize("batch", [{}, {"batch_size": 3}], ids=str)
+def test_entities_of_windows_equal(
+    folders: dict[str, Path], stride: int, batch: dict[str, Any]
+) -> None:
+    options = {"aggregation_strategy": "simple", "stride": stride, **batch}
+    ours, theirs = both(folders["token-classification"], "token-classification")
+    ours.tokenizer.model_max_length = theirs.tokenizer.model_max_length = 12
+    for inputs in ("sun", f"{TEXT} {CONTEXT}", [CONTEXT, "sun", f"{CONTEXT} {TEXT}"]):
+        found = rounded(ours(inputs, **options))
+        assert found == rounded(theirs(inputs, **options))
+    assert len(found[2]) > 3
+    with pytest.raises(RequestError, match="below 11, got 11"):
+        ours(TEXT, **options | {"stride": 11})
 
 
 def test_places_are_those_of_the_fast_tokenizer(folders: dict[str, Path]) -> None:
@@ -256,6 +294,9 @@ def test_answers_are_the_best_spans_of_all_windows(
     assert [(a["start"], a["end"]) for a in found] == [span for span, _ in best[:3]]
     assert [a["score"] for a in found] == pytest.approx([score for _, score in best[:3]], rel=1e-3)
     assert all(a["answer"] == CONTEXT[a["start"] : a["end"]] for a in found)
+    for size in (2, 9):
+        batched = answer(question=QUESTION, context=CONTEXT, top_k=3, batch_size=size, **sizes)
+        assert rounded(batched) == rounded(found)
     example = {"question": QUESTION, "context": CONTEXT}
     assert answer([example, example], **sizes) == [answer(example, **sizes)] * 2 == [found[0]] * 2
 
@@ -296,7 +337,9 @@ def test_what_is_not_supported_is_named(folders: dict[str, Path], task: str) -> 
         ("text-classification", {"top_k": 0}),
         ("text-classification", {"function_to_apply": "tanh"}),
         ("token-classification", {"aggregation_strategy": "last"}),
+        ("token-classification", {"stride": 3}),
         ("question-answering", {"top_k": 0}),
+        *((task, {"batch_size": 0}) for task in HEADS),
     ],
 )
 def test_values_that_mean_nothing_are_named(

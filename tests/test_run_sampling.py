@@ -259,7 +259,7 @@ def test_logprobs_are_those_of_the_model_itself(noise: Path) -> None:
     prompt = tokenizer.encode("The sun")
     ids = torch.tensor([prompt + found["token_ids"]])
     with torch.no_grad():
-        logprobs = model(ids)[0, len(prompt) - 1 : -1].log_softmax(-1)  # (T, V)
+        logprobs = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)  # (T, V)
     for row, (token_id, shown) in enumerate(
         zip(found["token_ids"], found["logprobs"], strict=True)
     ):

@@ -15,6 +15,7 @@ from torch.nn.functional import one_hot
 from llamacli.cache import KVCache
 from llamacli.config import LlamaConfig
 from llamacli.generation import Generation, Piece, TokenStream, generate, stream_text
+from llamacli.outputs import BaseModelOutput
 from llamacli.request import SamplingParams
 from llamacli.tokenizer import Tokenizer
 from llamacli.tokenizer_fast import load_tokenizer
@@ -52,11 +53,13 @@ class Script(nn.Module):
     def lm_head(self) -> nn.Module:
         return nn.Identity()
 
-    def forward(self, chunk: Tensor, *, cache: KVCache, attention_mask: Tensor | None) -> Tensor:
+    def forward(
+        self, chunk: Tensor, *, cache: KVCache, attention_mask: Tensor | None
+    ) -> BaseModelOutput:
         cache.advance(chunk.shape[1])
         said = self.ids[(cache.length - self.prompt_length) % len(self.ids)]
         logits = 9.0 * one_hot(torch.full_like(chunk, said), self.vocab_size)
-        return logits  # type: ignore[no-any-return]
+        return BaseModelOutput(last_hidden_state=logits)
 
 
 def stream(

@@ -55,6 +55,11 @@ def as_lists(encoding: Any) -> dict[str, Any]:
         {"truncation": True},
         {"return_attention_mask": False},
         {"padding": "do_not_pad", "truncation": "do_not_truncate"},
+        {"padding": True, "pad_to_multiple_of": 8, "return_special_tokens_mask": True},
+        {"padding": "max_length", "max_length": 5},
+        {"padding": True, "return_offsets_mapping": True, "return_tensors": "pt"},
+        {"truncation": True, "max_length": 5, "return_offsets_mapping": True},
+        {"add_special_tokens": False, "return_special_tokens_mask": True},
     ],
     ids=str,
 )
@@ -63,16 +68,41 @@ def test_a_call_gives_the_same(ours: Tokenizer, theirs: Any, options: dict[str, 
     assert as_lists(ours(TEXTS[0], **options)) == as_lists(theirs(TEXTS[0], **options))
 
 
-def test_pairs_are_encoded_together_as_transformers_4_does(ours: Tokenizer) -> None:
-    first, second = (ours.encode(text, add_special_tokens=False) for text in TEXTS[:2])
-    found = ours(*TEXTS[:2], return_token_type_ids=True)
-    assert found.input_ids == [1, *first, 1, *second]
-    assert found.token_type_ids == [0] * (len(first) + 1) + [1] * (len(second) + 1)
-    cut = ours(*TEXTS[:2], truncation="only_first", max_length=len(second) + 4)
-    assert cut.input_ids == [1, *first[:2], 1, *second]
-    plain = ours([TEXTS[0]], [TEXTS[1]], add_special_tokens=False, return_token_type_ids=True)
-    assert plain.input_ids == [first + second]
-    assert plain.token_type_ids == [[0] * len(first) + [1] * len(second)]
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"return_token_type_ids": True, "return_offsets_mapping": True},
+        {"add_special_tokens": False, "return_token_type_ids": True},
+        *({"truncation": True, "max_length": length} for length in (2, 3, 8, 11, 14, 30)),
+        {"truncation": "longest_first", "max_length": 15, "return_offsets_mapping": True},
+        {"truncation": "only_second", "max_length": 13},
+        {"truncation": "do_not_truncate"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_pairs_are_encoded_and_cut_together(
+    ours: Tokenizer, theirs: Any, options: dict[str, Any], side: str
+) -> None:
+    ours.truncation_side = theirs.truncation_side = side
+    for first, second in (TEXTS[:2], TEXTS[1::-1], [[TEXTS[0]] * 2, [TEXTS[1], "sun"]]):
+        if "only_second" in options.values() and first != TEXTS[0]:
+            continue
+        assert as_lists(ours(first, second, **options)) == as_lists(
+            theirs(first, second, **options)
+        )
+    theirs.truncation_side = "right"
+
+
+def test_the_first_of_a_pair_can_be_cut_alone(ours: Tokenizer, theirs: Any) -> None:
+    options: dict[str, Any] = {"truncation": "only_first", "max_length": 12}
+    assert as_lists(ours(TEXTS[1], "sun", **options)) == as_lists(
+        theirs(TEXTS[1], "sun", **options)
+    )
+    with pytest.raises(RequestError, match="only_first has 1 tokens, and 7 must"):
+        ours("sun", TEXTS[1] * 2, **options)
+    with pytest.raises(RequestError, match="only_second has 0 tokens"):
+        ours(TEXTS[1], truncation="only_second", max_length=5)
 
 
 def test_an_encoding_is_a_mapping_with_attributes_that_moves(ours: Tokenizer) -> None:
@@ -90,7 +120,7 @@ def test_an_encoding_is_a_mapping_with_attributes_that_moves(ours: Tokenizer) ->
     ("options", "words"),
     [
         ({"padding": "all"}, "padding must be one of .* 'max_length'"),
-        ({"truncation": "only_second"}, "truncation must be one of"),
+        ({"truncation": "second"}, "truncation must be one of"),
         ({"return_tensors": "tf"}, "return_tensors must be one of None, 'pt', got 'tf'"),
         ({"return_tensors": "pt"}, "different lengths"),
         ({"max_length": 4}, "max_length needs truncation"),
@@ -122,19 +152,18 @@ def test_what_is_no_text_is_refused(ours: Tokenizer, text: Any) -> None:
 def test_as_many_pairs_as_texts(ours: Tokenizer) -> None:
     with pytest.raises(RequestError, match="for each of 3, got 1"):
         ours(TEXTS, "sun")
-    with pytest.raises(RequestError, match="only_first"):
-        ours("sun", "moon", truncation=True, max_length=9)
 
 
 def test_padding_needs_a_token_which_can_be_set(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, pad_token=None, model_max_length=None)
     with pytest.raises(RequestError, match="padding needs a pad_token"):
         tokenizer(TEXTS, padding=True)
-    with pytest.raises(RequestError, match="model_max_length"):
-        tokenizer(TEXTS, truncation=True)
+    assert tokenizer(TEXTS, truncation=True) == tokenizer(TEXTS)
     tokenizer.pad_token = tokenizer.eos_token
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("</s>", 2)
     assert tokenizer(TEXTS, padding=True).input_ids[2][0] == 2
+    with pytest.raises(RequestError, match="model_max_length"):
+        tokenizer(TEXTS, padding="max_length")
     tokenizer.padding_side = "right"
     assert tokenizer(TEXTS, padding=True).input_ids[2][-1] == 2
 
@@ -146,8 +175,11 @@ def test_ids_are_decoded_alone_in_rows_and_from_tensors(ours: Tokenizer, theirs:
     assert ours.decode(batch[0], skip_special_tokens=True) == TEXTS[0]
     assert ours.decode(261) == ours.decode([261]) == theirs.decode(261)
     assert ours.batch_decode(batch, clean_up_tokenization_spaces=False) == ours.batch_decode(batch)
-    with pytest.raises(RequestError, match="clean_up_tokenization_spaces"):
-        ours.batch_decode(batch, clean_up_tokenization_spaces=True)
+    with pytest.raises(RequestError, match="batch_decode several"):
+        ours.decode(batch)
+    for decode, ids in ((ours.batch_decode, batch), (ours.decode, batch[0])):
+        with pytest.raises(RequestError, match="clean_up_tokenization_spaces"):
+            decode(ids, clean_up_tokenization_spaces=True)
 
 
 CHAT: list[Any] = [

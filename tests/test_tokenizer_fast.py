@@ -12,12 +12,15 @@ from llamacli.errors import TokenizerError
 from llamacli.tokenizer_added import AddedToken
 from llamacli.tokenizer_config import TokenizerConfig
 from llamacli.tokenizer_fast import LlamaTokenizerFast
+from llamacli.tokenizer_sentencepiece import LlamaTokenizer
 from llamacli.tokenizer_tiktoken import SPLIT_PATTERN
 from tests.tokenizer_samples import (
     SENTENCES,
     byte_level_json,
     converted_json,
+    folder_with,
     random_texts,
+    sentencepiece_model,
     tiktoken_file,
     tiktoken_tokens,
     write_json,
@@ -242,3 +245,48 @@ def test_llama3_is_saved_as_tokenizer_json(llama3: LlamaTokenizerFast, tmp_path:
     read = LlamaTokenizerFast.from_pretrained(tmp_path / "saved")
     assert read.encode(SENTENCES[0]) == llama3.encode(SENTENCES[0])
     assert json.loads((tmp_path / "saved" / "tokenizer.json").read_text())["model"]["ignore_merges"]
+
+
+# ---- a SentencePiece model, converted
+
+# With `legacy=True`, and without; measured with transformers 4.53.
+CONVERTED = {
+    "Hello": ([1, 15043], [1, 15043]),
+    " Hello": ([1, 29871, 15043], [1, 15043]),
+    "  Hello": ([1, 259, 15043], [1, 29871, 15043]),
+    "Hello <s>.": ([1, 15043, 29871, 1, 869], [1, 15043, 29871, 1, 29889]),
+    "<s>Hello": ([1, 1, 15043], [1, 1, 10994]),
+    "<s> Hello": ([1, 1, 29871, 15043], [1, 1, 15043]),
+    "a</s>b": ([1, 263, 2, 289], [1, 263, 2, 29890]),
+    "▁Hello": ([1, 29871, 15043], [1, 15043]),
+    " ": ([1, 259], [1, 29871]),
+}
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_ids_of_a_converted_llama2_are_those_of_transformers_4(
+    llama2_tokenizer_file: Path, legacy: bool
+) -> None:
+    tokenizer = LlamaTokenizerFast(llama2_tokenizer_file, legacy=legacy)
+    expected = {text: ids[0 if legacy else 1] for text, ids in CONVERTED.items()}
+    assert {text: tokenizer.encode(text) for text in CONVERTED} == expected
+    table = {(15043,): "Hello", (29871, 15043): " Hello", (1, 15043): "<s> Hello", (29871,): ""}
+    assert {ids: tokenizer.decode(ids) for ids in table} == table
+
+
+def test_a_converted_model_encodes_as_sentencepiece_does_and_is_saved(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, sentencepiece_model())
+    slow, fast = (kind.from_pretrained(folder) for kind in (LlamaTokenizer, LlamaTokenizerFast))
+    fast.save_pretrained(tmp_path / "json")
+    read = LlamaTokenizerFast.from_pretrained(tmp_path / "json")
+    for text in ("", " Hello <s> world</s>", *random_texts(300)):
+        assert slow.encode(text) == fast.encode(text) == read.encode(text)
+        assert slow.decode(slow.encode(text)) == fast.decode(fast.encode(text))
+    for name in ("vocab_size", "all_special_ids", "add_bos_token", "unk_token_id"):
+        assert getattr(slow, name) == getattr(fast, name) == getattr(read, name)
+
+
+def test_only_a_bpe_model_is_converted(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, sentencepiece_model(model_type="unigram"))
+    with pytest.raises(TokenizerError, match="must be BPE"):
+        LlamaTokenizerFast.from_pretrained(folder)

@@ -1,5 +1,6 @@
 """The methods that the documentation of transformers promises, with the results of 4.53."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,20 @@ def test_a_flag_without_its_token_is_an_error(tmp_path: Path) -> None:
         tokenizer.add_bos_token = True
 
 
+def test_settings_may_be_given_by_name(folder: Path) -> None:
+    tokenizer = LlamaTokenizer(folder / "tokenizer.model", legacy=False, add_eos_token=True)
+    assert (tokenizer.legacy, tokenizer.add_eos_token) == (False, True)
+    with pytest.raises(TypeError, match="use_fast"):
+        LlamaTokenizer(folder / "tokenizer.model", use_fast=False)
+
+
+def test_one_token_has_one_id(tokenizer: LlamaTokenizer) -> None:
+    assert tokenizer.convert_tokens_to_ids("</s>") == 2
+    assert tokenizer.convert_tokens_to_ids(["</s>", "no such token"]) == [2, 0]
+    assert tokenizer.convert_ids_to_tokens(2) == "</s>"
+    assert tokenizer.convert_ids_to_tokens([2, 1]) == ["</s>", "<s>"]
+
+
 def test_save_vocabulary_writes_the_same_file(tokenizer: LlamaTokenizer, folder: Path) -> None:
     (folder / "tokenizer.model").unlink()  # what is in memory is enough
     for prefix, name in ((None, "tokenizer.model"), ("my", "my-tokenizer.model")):
@@ -92,6 +107,27 @@ def test_what_is_saved_reads_back_the_same(tmp_path: Path, legacy: bool) -> None
     assert read.eos_token_ids == {2, 430}
     for text in ("", " Hello <s>[T] world<|im_end|>", *random_texts(50)):
         assert read.encode(text) == saved.encode(text)
+
+
+def test_a_saved_config_names_what_transformers_4_takes_for_special(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, sentencepiece_model())
+    added = {430: AddedToken(content="<|im_end|>"), 431: AddedToken(content="[T]", special=False)}
+    settings = {"added_tokens": added, "truncation_side": "left", "model_max_length": 99}
+    tokenizer = LlamaTokenizer.from_pretrained(folder, **settings)
+    tokenizer.save_pretrained(folder)
+    saved = json.loads((folder / "tokenizer_config.json").read_text())
+    assert saved["additional_special_tokens"] == ["<|im_end|>"]
+    assert saved["added_tokens_decoder"].keys() >= {"430", "431"}
+    read = LlamaTokenizer.from_pretrained(folder)
+    assert (read.truncation_side, read.model_max_length) == ("left", 99)
+    assert read.all_special_ids == tokenizer.all_special_ids == [0, 1, 2, 430]
+
+
+def test_a_blank_that_was_not_put_before_a_text_is_not_taken_away(folder: Path) -> None:
+    tokenizer = LlamaTokenizer.from_pretrained(folder, legacy=False, add_prefix_space=False)
+    for text in ("", " Hello", "  Hello", "Hello <s> world"):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(ids) == text
 
 
 def test_transformers_reads_what_is_saved(folder: Path) -> None:

@@ -73,3 +73,4 @@ class AttnImplementation(StrEnum):
 
     SDPA = "sdpa"
     EAGER = "eager"
+    FLASH_ATTENTION_2 = "flash_attention_2"

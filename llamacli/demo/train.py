@@ -128,7 +128,7 @@ def build_optimizer(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.Adam
 def next_token_loss(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
     """Mean cross-entropy, in nats a token, of a batch (B, T + 1)."""
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(batch[:, :-1])  # (B, T, V)
+        logits = model(batch[:, :-1]).logits  # (B, T, V)
     return F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
 
 

@@ -15,6 +15,7 @@ from llamacli.cache import KVCache
 from llamacli.dense_linear import BLOCK_ROWS, cpu_computes_bfloat16, multiply_blocks
 from llamacli.kernels.long_prompts import fuse, needs_grad, torch_forward
 from llamacli.kernels.native import MAX_ROWS, Layer, Matrix, Step, kernels, multiply, name
+from llamacli.outputs import BaseModelOutput
 from llamacli.quantized_linear import TiledLinear
 
 _PROJECTIONS = {
@@ -146,31 +147,34 @@ class DecodeStep:
 
     def __call__(
         self,
-        input_ids: Tensor,
-        *,
-        cache: KVCache | None = None,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-    ) -> Tensor:
+        cache: KVCache | None = None,
+        *,
+        use_cache: bool | None = None,
+        **options: Any,
+    ) -> BaseModelOutput:
         """As `LlamaModel.forward`."""
-        begin = self._begin(input_ids, cache, attention_mask)
         if (
-            cache is None
-            or begin is None
+            input_ids is None
+            or cache is None
+            or options
+            or (begin := self._begin(input_ids, cache, attention_mask)) is None
             or (layers := self._layers_with(cache, input_ids)) is None
         ):
-            return self._forward(
-                input_ids, cache=cache, attention_mask=attention_mask, position_ids=position_ids
-            )
+            options |= {"cache": cache, "use_cache": use_cache}
+            return self._forward(input_ids, attention_mask, position_ids, **options)  # type: ignore[no-any-return]
         if position_ids is None and attention_mask is not None:
             position_ids = self._model._position_ids(input_ids, attention_mask, cache.length)
-        return self._step(input_ids, cache, layers, begin, position_ids)
+        last = self._step(input_ids, cache, layers, begin, position_ids)
+        return BaseModelOutput(last_hidden_state=last, cache=cache)
 
     def _begin(
-        self, input_ids: Tensor, cache: KVCache | None, attention_mask: Tensor | None
+        self, input_ids: Tensor, cache: KVCache, attention_mask: Tensor | None
     ) -> list[int] | None:
         """The first position that each row sees; None where the native step does not fit."""
-        if cache is None or input_ids.numel() > MAX_ROWS:
+        if input_ids.numel() > MAX_ROWS:
             return None
         if self._model.training or needs_grad():
             return None

@@ -12,9 +12,9 @@ from torch import Tensor
 from llamacli.kernels import native
 
 
-def torch_forward(module: Any) -> Callable[..., Tensor]:
+def torch_forward(module: Any) -> Callable[..., Any]:
     """The forward that a module has without the kernels; of copies, too."""
-    forward: Callable[..., Tensor] = type(module).forward.__get__(module)
+    forward: Callable[..., Any] = type(module).forward.__get__(module)
     return forward
 
 
@@ -43,7 +43,7 @@ class FusedNorm:
     def __call__(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""
         if not (_is_plain(x) and _is_plain(self.norm.weight)):
-            return torch_forward(self.norm)(x)
+            return torch_forward(self.norm)(x)  # type: ignore[no-any-return]
         return native.rms_norm(x, self.norm.weight.float(), self.norm.eps)
 
     def __reduce__(self) -> Any:

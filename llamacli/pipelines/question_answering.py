@@ -5,15 +5,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llamacli.errors import RequestError, printable
 from llamacli.heads import LlamaForQuestionAnswering
-from llamacli.pipelines.base import Pipeline, as_text
-from llamacli.pipelines.offsets import PlacedToken, place_tokens
+from llamacli.pipelines.base import Pipeline, PipelineOptions, as_text, windows
+from llamacli.tokenizer_offsets import PlacedToken, place_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerOptions:
+class AnswerOptions(PipelineOptions):
     """What a call takes.
 
     Attributes:
@@ -21,6 +22,7 @@ class AnswerOptions:
         doc_stride: tokens that two neighboring windows of a long context share.
         max_answer_len: tokens of an answer at most.
         max_seq_len: tokens that the model sees at once, question included.
+        batch_size: windows of a context at once.
 
     Raises:
         RequestError: a number below its range.
@@ -32,6 +34,7 @@ class AnswerOptions:
     max_seq_len: int = 384
 
     def __post_init__(self) -> None:
+        PipelineOptions.__post_init__(self)
         for name, low in (("top_k", 1), ("doc_stride", 0), ("max_answer_len", 1)):
             if getattr(self, name) < low:
                 raise RequestError(f"{name} must be {low} or more, got {getattr(self, name)}")
@@ -87,8 +90,12 @@ class QuestionAnsweringPipeline(Pipeline):
         chosen = replace(chosen, max_seq_len=limit)
         question_ids = self.tokenizer.encode(question, add_special_tokens=False)
         best: dict[tuple[int, int], float] = {}  # in the overlap of windows an answer occurs twice
-        for window in self._windows(tokens, question_ids, chosen):
-            for score, start, end in self._spans(window, question_ids, chosen):
+        parts = self._windows(tokens, question_ids, chosen)
+        pairs = [self._pair(window, question_ids) for window in parts]
+        build = self.tokenizer.build_inputs_with_special_tokens
+        outputs = self.outputs_for([build(*pair) for pair in pairs], chosen.batch_size)
+        for window, pair, logits in zip(parts, pairs, outputs, strict=True):
+            for score, start, end in self._spans(window, pair, logits, chosen):
                 start = end - len(context[start:end].lstrip())  # a token has the blank before it
                 best[start, end] = max(score, best.get((start, end), 0.0))
         ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))[: chosen.top_k]
@@ -100,34 +107,40 @@ class QuestionAnsweringPipeline(Pipeline):
 
     def _windows(
         self, tokens: Sequence[PlacedToken], question_ids: list[int], chosen: AnswerOptions
-    ) -> Iterator[Sequence[PlacedToken]]:
+    ) -> list[Sequence[PlacedToken]]:
         around = len(self.tokenizer.build_inputs_with_special_tokens(question_ids, []))
         room = chosen.max_seq_len - around
         stride = min(chosen.doc_stride, room // 2)
         if room < 1:
             message = f"the question takes {around:,} of {chosen.max_seq_len:,} tokens"
             raise RequestError(f"{message}: there is no room for the context")
-        for start in range(0, max(len(tokens) - stride, 1), room - stride):
-            yield tokens[start : start + room]
+        return windows(tokens, room, stride)
+
+    @property
+    def _question_first(self) -> bool:
+        """As in transformers: the context comes last where padding would stand on the right."""
+        return self.tokenizer.padding_side == "right"
+
+    def _pair(self, window: Sequence[PlacedToken], question_ids: list[int]) -> list[list[int]]:
+        """What the model sees: question and context, in their order."""
+        pair = [question_ids, [token.id for token in window]]
+        return pair if self._question_first else pair[::-1]
 
     def _spans(
-        self, window: Sequence[PlacedToken], question_ids: list[int], chosen: AnswerOptions
+        self,
+        window: Sequence[PlacedToken],
+        pair: list[list[int]],
+        logits: tuple[Tensor, ...],
+        chosen: AnswerOptions,
     ) -> Iterator[tuple[float, int, int]]:
         """(score, start, end) of the best spans in a window of the context."""
-        ids = [token.id for token in window]
-        # As in transformers: the context comes last where padding would stand on the right.
-        question_first = self.tokenizer.padding_side == "right"
-        pair = (question_ids, ids) if question_first else (ids, question_ids)
-        outputs = self.outputs_for(self.tokenizer.build_inputs_with_special_tokens(*pair))
-        mask = self.tokenizer.get_special_tokens_mask(*pair)
+        mask = self.tokenizer.get_special_tokens_mask(*pair)  # type: ignore[arg-type]
         plain = [index for index, special in enumerate(mask) if not special]
-        places = plain[-len(ids) :] if question_first else plain[: len(ids)]
-        start, end = (
-            logits[0, places].float().softmax(dim=-1)  # (T,)
-            for logits in (outputs.start_logits, outputs.end_logits)
-        )
+        count = len(window)
+        places = plain[-count:] if self._question_first else plain[:count]
+        start, end = (values[places].float().softmax(dim=-1) for values in logits)  # (T,) each
         scores = torch.outer(start, end).triu().tril(chosen.max_answer_len - 1)  # (T, T)
-        best = scores.flatten().topk(min(chosen.top_k, len(ids)))
+        best = scores.flatten().topk(min(chosen.top_k, count))
         for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            first, last = window[index // len(ids)], window[index % len(ids)]
+            first, last = window[index // count], window[index % count]
             yield score, first.start, last.end

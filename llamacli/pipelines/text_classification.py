@@ -1,6 +1,6 @@
 """text-classification: a label and its probability for each text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 from llamacli.errors import RequestError, check_choice, printable
 from llamacli.heads import LlamaForSequenceClassification
-from llamacli.pipelines.base import Pipeline, as_text
+from llamacli.pipelines.base import Pipeline, PipelineOptions, as_text
 
 FUNCTIONS = ("sigmoid", "softmax", "none")
 _BEST = ""  # the default of top_k: the best label alone, not in a list of labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelOptions:
+class LabelOptions(PipelineOptions):
     """What a call takes.
 
     Attributes:
@@ -23,6 +23,7 @@ class LabelOptions:
         function_to_apply: to the logits: "softmax", "sigmoid" (where several labels can be true,
             or there is one) or "none" (regression); None asks the model's config.
         truncation, max_length: of the tokenizer.
+        batch_size: texts at once.
 
     Raises:
         RequestError: a value that means nothing.
@@ -34,6 +35,7 @@ class LabelOptions:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
+        PipelineOptions.__post_init__(self)
         if self.function_to_apply is not None:
             check_choice("function_to_apply", self.function_to_apply, FUNCTIONS)
         is_count = isinstance(self.top_k, int) and self.top_k > 0
@@ -68,21 +70,29 @@ class TextClassificationPipeline(Pipeline):
         """
         chosen = self._chosen(options)
         if isinstance(inputs, list | tuple):
-            return [self._labels(text, chosen) for text in inputs]
-        labels = self._labels(inputs, chosen)
+            return self._labels(inputs, chosen)
+        [labels] = self._labels([inputs], chosen)
         return [labels] if isinstance(labels, dict) and isinstance(inputs, str) else labels
 
-    def _labels(self, text: Any, chosen: LabelOptions) -> Any:
+    def _labels(self, texts: Sequence[Any], chosen: LabelOptions) -> list[Any]:
+        """The label, or the labels, of each text."""
+        encoded = [self._encode(text, chosen) for text in texts]
+        names = self.model.config.id2label or {}
+        found: list[Any] = []
+        for (logits,) in self.outputs_for(encoded, chosen.batch_size):
+            scores = self._scores(logits.float(), chosen.function_to_apply).tolist()
+            labels = [{"label": names[index], "score": score} for index, score in enumerate(scores)]
+            labels.sort(key=lambda label: -label["score"])
+            found.append(labels[0] if isinstance(chosen.top_k, str) else labels[: chosen.top_k])
+        return found
+
+    def _encode(self, text: Any, chosen: LabelOptions) -> list[int]:
         texts = text if isinstance(text, Mapping) else {"text": as_text(text)}
         encoding = self.tokenizer(
             **texts, truncation=chosen.truncation, max_length=chosen.max_length
         )
-        logits = self.outputs_for(encoding.input_ids).logits[0].float()
-        scores = self._scores(logits, chosen.function_to_apply).tolist()  # of each label
-        names = self.model.config.id2label or {}
-        labels = [{"label": names[index], "score": score} for index, score in enumerate(scores)]
-        labels.sort(key=lambda label: -label["score"])
-        return labels[0] if isinstance(chosen.top_k, str) else labels[: chosen.top_k]
+        ids: list[int] = encoding.input_ids
+        return ids
 
     def _scores(self, logits: Tensor, function: str | None) -> Tensor:
         config = self.model.config

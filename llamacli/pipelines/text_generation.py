@@ -1,14 +1,13 @@
 """text-generation: prompts or chats in, texts out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
-
+from llamacli.batch_generation import generate_rows
 from llamacli.errors import RequestError, printable
 from llamacli.model import LlamaForCausalLM
-from llamacli.pipelines.base import Pipeline, as_text
+from llamacli.pipelines.base import Pipeline, PipelineOptions, as_text, batches
 from llamacli.prompts import choose_template, encode_prompts
 from llamacli.request import GenerationRequest, check_messages
 from llamacli.stream_decoder import StreamDecoder
@@ -18,13 +17,14 @@ DEFAULTS: Mapping[str, Any] = {"max_new_tokens": 256, "do_sample": True, "temper
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextOptions:
+class TextOptions(PipelineOptions):
     """What a call takes besides the options of `generate`.
 
     Attributes:
         return_full_text: prompt and new text; otherwise the new text alone.
         return_tensors: token ids of both in place of text.
         stop_sequence: the texts that end the new text, and stay in it.
+        batch_size: prompts at once.
     """
 
     return_full_text: bool = True
@@ -67,26 +67,39 @@ class TextGenerationPipeline(Pipeline):
         """
         chosen, generate = self._chosen(options)
         if isinstance(inputs, str) or _is_chat(inputs):
-            return self._records(inputs, chosen, generate)
+            [records] = self._records([inputs], chosen, generate)
+            return records
         if not isinstance(inputs, list | tuple):
             shown = printable(repr(inputs))
             raise RequestError(f"a prompt must be a string or a list of messages, got {shown}")
-        return [self._records(prompt, chosen, generate) for prompt in inputs]
+        return [
+            records
+            for prompts in batches(inputs, chosen.batch_size)
+            for records in self._records(prompts, chosen, generate)
+        ]
 
     def _records(
-        self, prompt: Any, chosen: TextOptions, generate: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        ids = self._encode(prompt)
-        if not ids:
+        self, prompts: Sequence[Any], chosen: TextOptions, generate: dict[str, Any]
+    ) -> Iterator[list[dict[str, Any]]]:
+        """For each prompt what comes of it, once for each returned sequence."""
+        prompt_ids = [self._encode(prompt) for prompt in prompts]
+        if not all(prompt_ids):
             raise RequestError("the prompt is empty")
-        rows = self.model.generate(  # type: ignore[operator]
-            torch.tensor([ids], device=self.device), **self._settings(chosen, generate)
-        ).tolist()
+        input_ids, mask = self.padded(prompt_ids, "left")
+        settings = self._settings(chosen, generate)
+        model: Any = self.model
+        rows = generate_rows(model, input_ids, attention_mask=mask, **settings)
+        for prompt, ids, new in zip(
+            prompts, prompt_ids, batches(rows, len(rows) // len(prompts)), strict=True
+        ):
+            yield [self._record(prompt, ids, new_ids, chosen) for new_ids in new]
+
+    def _record(
+        self, prompt: Any, ids: list[int], new_ids: list[int], chosen: TextOptions
+    ) -> dict[str, Any]:
         if chosen.return_tensors:
-            return [{"generated_token_ids": row} for row in rows]
-        return [
-            {"generated_text": self._text(prompt, ids, row[len(ids) :], chosen)} for row in rows
-        ]
+            return {"generated_token_ids": ids + new_ids}
+        return {"generated_text": self._text(prompt, ids, new_ids, chosen)}
 
     def _settings(self, chosen: TextOptions, generate: dict[str, Any]) -> dict[str, Any]:
         defaults = {**DEFAULTS, **self.model.generation_config.sampling}

@@ -1,23 +1,23 @@
 """token-classification: a label for each token, or for the words and names that they make."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llamacli.errors import check_choice
+from llamacli.errors import RequestError, check_choice
 from llamacli.heads import LlamaForTokenClassification
-from llamacli.pipelines.base import Pipeline, as_text
-from llamacli.pipelines.offsets import place_tokens
+from llamacli.pipelines.base import Pipeline, PipelineOptions, as_text, windows
+from llamacli.tokenizer_offsets import PlacedToken, place_tokens
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EntityOptions:
+class EntityOptions(PipelineOptions):
     """What a call takes.
 
     Attributes:
@@ -26,16 +26,24 @@ class EntityOptions:
             blanks) the label of its first token, of the mean probabilities, or of the token that
             is most certain.
         ignore_labels: these are left out of the result.
+        stride: read a long text in windows that share so many tokens with their neighbors, and
+            keep the longer one of two entities that overlap. A window has the tokenizer's
+            `model_max_length` at most. By default a text that is too long is an error.
+        batch_size: texts, or windows, at once.
 
     Raises:
-        RequestError: an unknown strategy.
+        RequestError: an unknown strategy, or a stride without one.
     """
 
     aggregation_strategy: str = "none"
     ignore_labels: Sequence[str] = ("O",)
+    stride: int | None = None
 
     def __post_init__(self) -> None:
+        PipelineOptions.__post_init__(self)
         check_choice("aggregation_strategy", self.aggregation_strategy, STRATEGIES)
+        if self.stride is not None and self.aggregation_strategy == "none":
+            raise RequestError("stride joins entities: it needs an aggregation_strategy")
 
 
 @dataclass(slots=True)
@@ -86,30 +94,55 @@ class TokenClassificationPipeline(Pipeline):
         """
         chosen = self._chosen(options)
         if isinstance(inputs, list | tuple):
-            return [self._entities(as_text(text), chosen) for text in inputs]
-        return self._entities(as_text(inputs), chosen)
+            return self._entities(list(map(as_text, inputs)), chosen)
+        return self._entities([as_text(inputs)], chosen)[0]
 
-    def _entities(self, text: str, chosen: EntityOptions) -> list[dict[str, Any]]:
-        spans, strategy = self._spans(text), chosen.aggregation_strategy
+    def _entities(self, texts: Sequence[str], chosen: EntityOptions) -> list[list[dict[str, Any]]]:
+        """The entities of each text."""
+        parts = [self._windows(place_tokens(self.tokenizer, text), chosen) for text in texts]
+        build = self.tokenizer.build_inputs_with_special_tokens
+        sequences = [build([token.id for token in window]) for part in parts for window in part]
+        outputs = self.outputs_for(sequences, chosen.batch_size)
+        found = []
+        for text, part in zip(texts, parts, strict=True):
+            entities = [
+                self._entities_of(self._spans(window, logits), text, chosen)
+                for window, (logits,) in zip(part, outputs, strict=False)
+            ]
+            found.append(entities[0] if len(part) == 1 else _without_overlap(chain(*entities)))
+        return found
+
+    def _windows(
+        self, tokens: Sequence[PlacedToken], chosen: EntityOptions
+    ) -> list[Sequence[PlacedToken]]:
+        if chosen.stride is None:
+            return [tokens]
+        context = self.model.config.context_length
+        room = min(self.tokenizer.model_max_length or context, context)
+        room -= len(self.tokenizer.build_inputs_with_special_tokens([]))
+        if not 0 <= chosen.stride < room:
+            raise RequestError(f"stride must be 0 or more, and below {room:,}, got {chosen.stride}")
+        return windows(tokens, room, chosen.stride)
+
+    def _entities_of(
+        self, spans: list[_Span], text: str, chosen: EntityOptions
+    ) -> list[dict[str, Any]]:
+        strategy, ignored = chosen.aggregation_strategy, chosen.ignore_labels
         if strategy in ("first", "average", "max"):
             spans = [_joined(word, strategy) for word in _words(spans, text)]
         for span in spans:
             best = int(span.scores.argmax())
             span.label = (self.model.config.id2label or {})[best]
             span.score = float(span.scores[best])
-        ignored = chosen.ignore_labels
         if strategy == "none":
             return [self._entity(span) for span in spans if span.label not in ignored]
         groups = [self._group(group) for group in _groups(spans)]
         return [group for group in groups if group["entity_group"] not in ignored]
 
-    def _spans(self, text: str) -> list[_Span]:
-        """Each token of the text, BOS and EOS left out."""
-        placed = place_tokens(self.tokenizer, text)
-        ids = [token.id for token in placed]
-        logits = self.outputs_for(self.tokenizer.build_inputs_with_special_tokens(ids)).logits[0]
+    def _spans(self, placed: Sequence[PlacedToken], logits: Tensor) -> list[_Span]:
+        """Each token, BOS and EOS left out."""
         scores = logits.float().softmax(dim=-1)  # (T, labels)
-        mask = self.tokenizer.get_special_tokens_mask(ids)
+        mask = self.tokenizer.get_special_tokens_mask([token.id for token in placed])
         indices = [index for index, special in enumerate(mask) if not special]
         return [
             _Span([token.id], scores[index], index, token.start, token.end)
@@ -170,3 +203,14 @@ def _groups(spans: Sequence[_Span]) -> list[list[_Span]]:
         return number
 
     return [list(group) for _, group in groupby(spans, group_of)]
+
+
+def _without_overlap(entities: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of entities that overlap the longest, and of these the one with the best score."""
+    kept: list[dict[str, Any]] = []
+    for entity in sorted(entities, key=lambda entity: int(entity["start"])):
+        if not kept or entity["start"] >= kept[-1]["end"]:
+            kept.append(entity)
+        else:
+            kept[-1] = max(kept[-1], entity, key=lambda e: (e["end"] - e["start"], e["score"]))
+    return kept

@@ -1,10 +1,12 @@
 """Where in a text its tokens stand."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from llamacli.errors import TokenizerError, printable
-from llamacli.tokenizer import Tokenizer
 from llamacli.tokenizer_bytes import scalar_text
+
+if TYPE_CHECKING:
+    from llamacli.tokenizer import Tokenizer
 
 
 class PlacedToken(NamedTuple):
@@ -15,7 +17,7 @@ class PlacedToken(NamedTuple):
     end: int
 
 
-def place_tokens(tokenizer: Tokenizer, text: str) -> list[PlacedToken]:
+def place_tokens(tokenizer: "Tokenizer", text: str) -> list[PlacedToken]:
     """The tokens of a text, without BOS and EOS.
 
     A token with a blank before its word covers the blank, too. One that is a part of a character

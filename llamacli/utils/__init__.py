@@ -1,0 +1,1 @@
+"""Where the documentation of `transformers` looks for things; none is defined here."""
