@@ -154,6 +154,7 @@ def test_a_plan_is_told_and_nothing_is_loaded(model: Path, monkeypatch: pytest.M
 def test_a_plan_as_json(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llamacli.memory_estimate.available_memory_bytes", lambda: 1)
     done = here("run", "-m", model, "--plan", "--json", "-n", "8", tty=("stdin",))
+    assert here("run", "-m", model, "--plan", "--json", "-n", "8", stdin=b"").out == done.out
     found = json.loads(done.out)
     assert (found["rows"], found["tokens"], found["fits"]) == (1, 8, False)
     parts = ("weights_bytes", "cache_bytes", "scratch_bytes")
