@@ -32,9 +32,9 @@ ROWS = [
     kernels.long_prompts kernels.decode_step weight_file torchao_format checkpoint_index
     checkpoint checkpoint_writer load_into quantization_plan torchao_config conversion
     output_folder""",
-    "generation batch_generation streamers evaluation quantization_report",
+    "generation batch_generation streamers evaluation quantization_report memory_estimate",
     "loading",
-    "model memory_estimate",
+    "model",
     """heads attention_visualizer benchmark.machine benchmark.random_weights benchmark.measure
     benchmark.roofs benchmark.work benchmark.session benchmark.peers
     benchmark.transformers_peer""",

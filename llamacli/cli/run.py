@@ -193,13 +193,15 @@ def estimate(
     options: RunOptions, folder: "ModelFolder", weights: "Checkpoint", rows: int, tokens: int
 ) -> "MemoryEstimate":
     """The memory that the model will take."""
+    from llamacli.loading import place
     from llamacli.memory_estimate import estimate_memory
 
+    device, dtype = place(weights, options.dtype.value, options.device, options.recipe)
     return estimate_memory(
         folder.config,
         weights,
-        dtype=options.dtype.value,
-        device=options.device,
+        dtype=dtype,
+        device=device,
         recipe=options.recipe,
         rows=rows,
         tokens=tokens,
