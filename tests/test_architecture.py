@@ -19,7 +19,7 @@ ROWS = [
     timings generation_config background hub.part_file mask_view mask_view.kinds
     mask_view.labels mask_view.layout machine_memory benchmark benchmark.cases
     benchmark.shapes benchmark.record
-    benchmark.report benchmark.compare benchmark.plot""",
+    benchmark.report benchmark.compare benchmark.plot benchmark.neighbors""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
     tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken tokenizer_sequences tokenizer_call
