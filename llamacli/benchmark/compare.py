@@ -76,8 +76,9 @@ def change(row: Row, old: Report) -> Change:
 
 def noise_of(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """The share of the speed by which two rows may differ where nothing was changed."""
-    roofs = [max(one[roof], other[roof]) / min(one[roof], other[roof]) - 1 for roof in _ROOFS]
-    taken = max(one["taken_by_others"], other["taken_by_others"])
+    ratios = [float(one[roof] / other[roof]) for roof in _ROOFS]
+    roofs = [max(ratio, 1 / ratio) - 1 for ratio in ratios]
+    taken = max(float(each["taken_by_others"]) for each in (one, other))
     return _LEAST_NOISE + interval(one["samples"], other["samples"]) + taken + max(roofs)
 
 

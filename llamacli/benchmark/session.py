@@ -251,7 +251,7 @@ class Test:
     @property
     def count(self) -> int:
         """Repetitions that are whole."""
-        return min(map(len, (self._ours, *self._theirs)))
+        return min([len(self._ours), *map(len, self._theirs)])
 
     def repeat(self, threads: int, neighbors: Neighbors) -> None:
         """One repetition more."""
