@@ -53,7 +53,7 @@ def test_a_verdict(
     ("values", "noise"),
     [
         ({"bandwidth": 16e9}, 0.3),
-        ({"peak_flops": 5e12}, 0.3),
+        ({"peak_flops": 5e12}, 0.05),  # decoding is no matter of these
         ({"taken_by_others": 0.4}, 0.45),
     ],
 )

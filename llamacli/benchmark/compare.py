@@ -28,7 +28,7 @@ _T = (
 
 # Runs of one program on an idle machine differ by up to so much.
 _LEAST_NOISE = 0.05
-_ROOFS = ("bandwidth", "peak_flops")
+_ROOFS = {"new_tokens": "bandwidth", "prompt_tokens": "peak_flops"}  # count → what limits it
 
 Report = Mapping[tuple[Any, ...], Mapping[str, Any]]
 
@@ -47,7 +47,9 @@ def read_report(path: Path) -> Report:
         raise ArtifactError(message, hint=hint)
     try:
         found = {_key(row): row for row in report["rows"]}
-        numbers = [[*row["samples"], *(row[roof] for roof in _ROOFS)] for row in found.values()]
+        numbers = [
+            [*row["samples"], *(row[roof] for roof in _ROOFS.values())] for row in found.values()
+        ]
         taken = [row["taken_by_others"] for row in found.values()]
         if min(map(min, numbers), default=1) <= 0 or min(taken, default=0) < 0:
             raise ValueError
@@ -76,7 +78,7 @@ def change(row: Row, old: Report) -> Change:
 
 def noise_of(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """The share of the speed by which two rows may differ where nothing was changed."""
-    ratios = [float(one[roof] / other[roof]) for roof in _ROOFS]
+    ratios = [float(one[roof] / other[roof]) for count, roof in _ROOFS.items() if one[count]]
     roofs = [max(ratio, 1 / ratio) - 1 for ratio in ratios]
     taken = max(float(each["taken_by_others"]) for each in (one, other))
     return _LEAST_NOISE + interval(one["samples"], other["samples"]) + taken + max(roofs)
