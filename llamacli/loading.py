@@ -28,6 +28,7 @@ from llamacli.generation_config import GenerationConfig
 from llamacli.kernels import native
 from llamacli.kernels.decode_step import install
 from llamacli.load_into import load_into
+from llamacli.memory_estimate import estimate_memory
 from llamacli.model_folder import read_config
 from llamacli.quantization import Scheme
 from llamacli.quantization_plan import Recipe, plan_quantization
@@ -167,20 +168,20 @@ def load_model(
 ) -> ModelT:
     """Read the weights into a new model, in evaluation mode; options as `from_pretrained`.
 
-    Config and tensor headers are checked against each other before anything is allocated.
-    Weights become quantized as `recipe` says. `progress` is called with the bytes read so far and
-    in all, after each weight.
+    Config and tensor headers are checked against each other, and their sum against the memory that
+    is free, before anything is allocated. Weights become quantized as `recipe` says. `progress` is
+    called with the bytes read so far and in all, after each weight.
     """
     rounds = choose("activations", activations, {"auto": False, "int8": True})
-    target = choose_device(device)
+    target, chosen = place(opened, dtype, device, recipe)
     model = meta_model(cls, config, attn_implementation)
-    stored = next(iter(opened.tensors.values())).dtype
     schemes: dict[str, Scheme] = {}
     if recipe is not None:
         plan = plan_quantization(opened, recipe, tied=config.tie_word_embeddings)
         schemes = {name: planned.scheme for name, planned in plan.items() if planned.scheme}
-        stored = next(iter(plan.values())).dtype
-    chosen = choose_dtype(dtype, stored, target)
+    estimate_memory(
+        config, opened, dtype=chosen, device=target, recipe=recipe, rows=1, tokens=1
+    ).require()
     names = _names_for(model, opened.tensors)
     tensors = {ours: opened.tensors[theirs] for ours, theirs in names.items()}
     opened = dataclasses.replace(opened, tensors=tensors)
@@ -286,6 +287,23 @@ def choose_device(device: str | torch.device | int) -> torch.device:
         message = f"this machine has no device {chosen}"
         raise ResourceError(message, hint=f"it has: {', '.join(here)}")
     return chosen
+
+
+def place(
+    weights: Checkpoint,
+    dtype: str | torch.dtype,
+    device: str | torch.device | int,
+    recipe: Recipe | None,
+) -> tuple[torch.device, torch.dtype]:
+    """Where the weights are going to be, and their dtype there; options as `load_model`.
+
+    Raises:
+        RequestError, ResourceError: as `choose_device` and `choose_dtype`.
+    """
+    target = choose_device(device)
+    # What was quantized computes in bfloat16.
+    stored = torch.bfloat16 if recipe else next(iter(weights.tensors.values())).dtype
+    return target, choose_dtype(dtype, stored, target)
 
 
 def choose_dtype(

@@ -10,7 +10,6 @@ from llamacli.config import LlamaConfig
 from llamacli.errors import ResourceError
 from llamacli.generation import PREFILL_CHUNK
 from llamacli.load_into import READING_THREADS
-from llamacli.loading import choose_device, choose_dtype
 from llamacli.machine_memory import available_memory_bytes
 from llamacli.quantization_plan import Recipe, plan_quantization
 from llamacli.torchao_format import QuantizedInfo, WeightInfo
@@ -67,21 +66,19 @@ def estimate_memory(
     config: LlamaConfig,
     weights: Checkpoint,
     *,
-    dtype: str,
-    device: str,
+    dtype: torch.dtype,
+    device: torch.device,
     recipe: Recipe | None,
     rows: int,
     tokens: int,
 ) -> MemoryEstimate:
-    """The memory of a model that holds so many rows of so many tokens; options as `load_model`.
+    """The memory of a model that holds so many rows of so many tokens.
 
     Raises:
-        RequestError, ResourceError: the device is unknown or missing, as `choose_device`.
         CheckpointError, RequestError: the recipe does not fit, as `plan_quantization`.
     """
-    target, infos = choose_device(device), weights.tensors
-    chosen = choose_dtype(dtype, next(iter(infos.values())).dtype, target)
-    sizes = {name: _loaded_bytes(info, chosen) for name, info in infos.items()}
+    infos = weights.tensors
+    sizes = {name: _loaded_bytes(info, dtype) for name, info in infos.items()}
     passing = {name: info.nbytes for name, info in infos.items() if sizes[name] != info.nbytes}
     if recipe is not None:
         plan = plan_quantization(weights, recipe, tied=config.tie_word_embeddings)
@@ -91,12 +88,12 @@ def estimate_memory(
     passing |= {name: i.nbytes for name, i in infos.items() if isinstance(i, QuantizedInfo)}
     return MemoryEstimate(
         weights_bytes=sum(sizes.values()),
-        cache_bytes=rows * tokens * position_values(config) * chosen.itemsize,
+        cache_bytes=rows * tokens * position_values(config) * dtype.itemsize,
         scratch_bytes=max(
             sum(sorted(passing.values())[-READING_THREADS:]),
-            _activation_values(config, rows, tokens) * max(chosen.itemsize, 4),
+            _activation_values(config, rows, tokens) * max(dtype.itemsize, 4),
         ),
-        available_bytes=_available(target),
+        available_bytes=_available(device),
     )
 
 

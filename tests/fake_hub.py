@@ -21,7 +21,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 SHA = "0123456789abcdef0123456789abcdef01234567"
 LARGE = ".safetensors"  # files with this suffix are large: their hash is SHA-256
 
-_FINE = "Please enable access to public gated repositories in your fine-grained token settings."
+_FINE = (
+    "Please enable access to public gated repositories in your fine-grained token settings"
+    " to view this repository"
+)
 _LIMIT = {"RateLimit": '"api";r=0;t=1', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
 _SOON = {"Retry-After": "1"}
 
@@ -45,7 +48,8 @@ FAILURES: dict[str, tuple[int, dict[str, str]]] = {
 FILE_FAILURES: dict[str, tuple[int, dict[str, str]]] = {
     "gated-files": (403, {"X-Error-Code": "GatedRepo"}),
     "gated-no-token": (401, {"X-Error-Code": "GatedRepo"}),
-    "gated-scope": (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": _FINE}),
+    "gated-scope": (403, {"X-Error-Message": _FINE}),
+    "too-large": (400, {}),
     "lost": (404, {"X-Error-Code": "EntryNotFound"}),
 }
 # The same, for the first answer.
@@ -193,9 +197,6 @@ class FakeHub:
         if name == "empty-file":
             oid = hashlib.sha1(b"blob 0\0").hexdigest()
             entries.append({"type": "file", "path": "added_tokens.json", "size": 0, "oid": oid})
-        if name == "huge-file":
-            large = [entry for entry in entries if "lfs" in entry]
-            large[0]["size"] = large[0]["lfs"]["size"] = 60_000_000_000
         if name == "huge-for-the-disk":
             large = [entry for entry in entries if "lfs" in entry]
             large[0]["size"] = large[0]["lfs"]["size"] = 49_000_000_000

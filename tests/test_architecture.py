@@ -19,7 +19,7 @@ ROWS = [
     timings generation_config background hub.part_file mask_view mask_view.kinds
     mask_view.labels mask_view.layout machine_memory benchmark benchmark.cases
     benchmark.shapes benchmark.record
-    benchmark.report benchmark.compare benchmark.plot""",
+    benchmark.report benchmark.compare benchmark.plot benchmark.neighbors""",
     # text, names and folders: no torch
     """tokenizer tokenizer_added tokenizer_bytes tokenizer_config tokenizer_json
     tokenizer_sentencepiece tokenizer_conversion tokenizer_fast tokenizer_tiktoken
@@ -33,9 +33,9 @@ ROWS = [
     dense_linear quantized_linear kernels.long_prompts kernels.decode_step weight_file
     torchao_format checkpoint_index checkpoint checkpoint_writer load_into quantization_plan
     torchao_config conversion output_folder""",
-    "generation batch_generation streamers evaluation quantization_report",
+    "generation batch_generation streamers evaluation quantization_report memory_estimate",
     "loading",
-    "model memory_estimate",
+    "model",
     """heads attention_visualizer benchmark.machine benchmark.random_weights benchmark.measure
     benchmark.roofs benchmark.work benchmark.session benchmark.peers
     benchmark.transformers_peer""",

@@ -2,12 +2,15 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 
+from llamacli.benchmark import session
 from llamacli.benchmark.cases import Case
 from llamacli.benchmark.measure import samples
+from llamacli.benchmark.neighbors import Neighbors
 from llamacli.benchmark.random_weights import random_weights
 from llamacli.benchmark.roofs import roofs
 from llamacli.benchmark.session import Settings, Source, measure
@@ -138,9 +141,60 @@ def test_a_row_for_each_number_of_threads_and_each_case() -> None:
     assert [(row.subject.threads, row.case.test) for row in rows] == [
         (1, "pp4"), (1, "tg2"), (2, "pp4"), (2, "tg2"),
     ]  # fmt: skip
-    assert phases[0] == "loading the weights"
+    roofs_and_rounds = [
+        "how fast this machine reads and multiplies",
+        *("round 1 of 2",) * 3,
+        *("round 2 of 2",) * 3,
+    ]
+    assert phases == ["loading the weights", *roofs_and_rounds * 2]
     parameters = list(meta_model(LlamaForCausalLM, SIZES).parameters())
     for row in rows:
         assert len(row.seconds) == 2
         assert row.peak_memory_bytes > source.model_bytes
         assert row.subject.parameters == sum(tensor.numel() for tensor in parameters)
+
+
+def test_cases_take_turns_and_an_end_leaves_what_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
+
+    def repeat(test: session.Test, *args: object) -> None:
+        turns.append(test.case.test)
+        if len(turns) == 5:
+            raise KeyboardInterrupt
+        real(test, *args)
+
+    real = session.Test.repeat
+    monkeypatch.setattr(session.Test, "repeat", repeat)
+    source = Source(
+        name="tiny", revision=None, config=SIZES, weights=random_weights(SIZES), recipe=None
+    )
+    cases = [Case(new_tokens=n) for n in (1, 2, 3)]
+    settings = Settings(cases=cases, threads=[1], repetitions=3, roof_s=0)
+    rows: list[tuple[str, int]] = []
+
+    def collect() -> None:
+        for row in measure(source, settings, (), lambda *_: None):
+            rows.append((row.case.test, len(row.seconds)))
+
+    with pytest.raises(KeyboardInterrupt):
+        collect()
+    assert rows == [("tg1", 2), ("tg2", 1), ("tg3", 1)]
+    assert turns == ["tg1", "tg2", "tg3", "tg1", "tg2"]
+
+
+def test_neighbors_take_what_idle_cores_do_not_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four cores, for ten seconds, others use two and this program one."""
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.sysconf", lambda _: 100)
+    stat, after = tmp_path / "stat", "cpu  1500 500 500 9000 9000 0 0 500 7 7\ncpu0 1\n"
+    for threads, taken in ((1, 0.0), (3, 1 / 3), (4, 0.5)):
+        monkeypatch.setattr("time.perf_counter", iter((100.0, 110.0)).__next__)
+        monkeypatch.setattr("time.process_time", iter((0.0, 10.0)).__next__)
+        stat.write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")
+        neighbors = Neighbors(threads, stat)
+        with neighbors.watched():
+            stat.write_text(after)
+        assert neighbors.taken == pytest.approx(taken)
+    assert Neighbors(1, tmp_path / "none").taken == 0

@@ -14,6 +14,7 @@ from llamacli.benchmark.random_weights import random_weights
 from llamacli.benchmark.session import Settings, Source, measure
 from llamacli.errors import NotFoundError, RequestError, ResourceError
 from tests.test_bench_measure import SIZES
+from tests.test_memory_estimate import estimated
 
 # Records what it was asked, and answers as llama-bench does.
 LLAMA_BENCH = f"""#!{sys.executable}
@@ -57,7 +58,9 @@ def test_llama_bench_is_asked_for_the_same_case(llama_bench: LlamaBench, tmp_pat
     assert llama_bench.about() == "b5b2, llama 1B Q4_0, 66, CPU"
 
 
-def test_peers_run_in_turns_and_ratios_are_those_of_a_round(llama_bench: LlamaBench) -> None:
+def test_peers_run_in_turns_and_ratios_are_those_of_a_round(
+    llama_bench: LlamaBench, caplog: pytest.LogCaptureFixture
+) -> None:
     weights = random_weights(SIZES)
     source = Source(name="tiny", revision=None, config=SIZES, weights=weights, recipe=None)
     settings = Settings(cases=[Case(new_tokens=2)], threads=[1], repetitions=3, roof_s=0)
@@ -65,6 +68,9 @@ def test_peers_run_in_turns_and_ratios_are_those_of_a_round(llama_bench: LlamaBe
     (other,) = row.versus
     assert (other.peer, list(other.samples)) == ("llama.cpp", [50.0] * 3)
     assert list(other.ratios) == [sample / 50 for sample in row.samples]
+    (note,) = caplog.messages  # the file of the script has 66 parameters
+    assert "model.gguf has 0.00 B parameters" in note
+    assert note.endswith("the ratio is one of two shapes")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +107,22 @@ def test_an_unknown_peer_is_refused(text: str) -> None:
 def test_llama_bench_has_no_batches() -> None:
     with pytest.raises(RequestError, match="no batches"):
         peer("llama.cpp=a,b", [Case(new_tokens=1, batch=2)])
+
+
+def test_the_peers_models_count_as_memory(
+    llama_bench: LlamaBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = random_weights(SIZES)
+    source = Source(name="tiny", revision=None, config=SIZES, weights=weights, recipe=None)
+    settings = Settings(cases=[Case(new_tokens=2)], threads=[1], repetitions=1)
+    monkeypatch.setattr("llamacli.benchmark.session.READ_BYTES", 0)
+    needed = estimated(weights, tokens=2)
+    free = needed.total_bytes + weights.total_bytes
+    monkeypatch.setattr("llamacli.memory_estimate.available_memory_bytes", lambda: free)
+    source.require_memory(settings, [Transformers(), llama_bench])
+    (tmp_path / "model.gguf").write_bytes(bytes(1))
+    with pytest.raises(ResourceError):
+        source.require_memory(settings, [Transformers(), llama_bench])
 
 
 def test_transformers_measures_the_same_case() -> None:

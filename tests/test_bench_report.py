@@ -29,6 +29,7 @@ SUBJECT = Subject(
     load_s=1.25,
     bandwidth=20e9,
     peak_flops=4e12,
+    taken_by_others=0.0,
 )
 
 
@@ -125,7 +126,8 @@ def test_markdown_puts_what_all_rows_share_above_the_table() -> None:
     heading = text.partition("|")[0]
     for fact in ("llamacli 0.1 (abc)", "torch 2.13", "A CPU", "model tiny", "weights int4",
                  "size 0.70 GB", "parameters 1.10 B", "threads 2", "kernels avx512", "load 1.2 s",
-                 "reads 20.0 GB/s", "multiplies 4,000 GFLOP/s", COUNTED):  # fmt: skip
+                 "reads 20.0 GB/s", "multiplies 4,000 GFLOP/s",
+                 "other programs took 0%", COUNTED):  # fmt: skip
         assert fact in heading
     header, rule, *cells = table(text)
     assert header == ["test", "tok/s", "of the roof", "TTFT", "memory"]
@@ -148,9 +150,11 @@ def test_markdown_makes_a_column_of_what_differs() -> None:
 
 def test_markdown_shows_peers_and_changes() -> None:
     peer = Versus(peer="llama.cpp", about="b1", samples=[1.0, 3.0], ratios=[4.0, 2.0])
-    header, _, cells = table(to_markdown([row([1.0], versus=[peer], change=Change(1.031, "same"))]))
+    header, _, cells = table(
+        to_markdown([row([1.0], versus=[peer], change=Change(1.031, 0.08, "same"))])
+    )
     assert header[-3:] == ["llama.cpp", "ratio", "change"]
-    assert cells[-3:] == ["2.0 ± 1.4", "3.00 ± 1.41", "+3.1% same"]
+    assert cells[-3:] == ["2.0 ± 1.4", "3.00 ± 1.41", "+3.1% (±8%) same"]
 
 
 def test_a_hostile_name_cannot_act_on_a_terminal() -> None:

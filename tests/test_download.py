@@ -89,6 +89,22 @@ def test_plain_files_go_to_a_folder(place: Place, repository: Path, tmp_path: Pa
     assert (folder / "config.json").read_text() == "mine"
 
 
+def test_what_the_cache_has_is_copied_to_a_folder(
+    place: Place, repository: Path, tmp_path: Path
+) -> None:
+    place.download("-q", "org/ok")
+    (place.snapshot("org/ok") / "config.json").resolve().write_text("{" + " " * 21 + "}")
+    place.hub.requests.clear()
+    done = place.download("-q", "org/ok", "--to", tmp_path / "to")
+    assert done.text == f"{tmp_path / 'to'}\n"
+    assert place.fetched() == ["config.json"]  # of which the cache had other bytes
+    assert sorted(os.listdir(tmp_path / "to")) == NEEDED
+    for name in NEEDED:
+        copy, blob = tmp_path / "to" / name, (place.snapshot("org/ok") / name).resolve()
+        assert copy.read_bytes() == (repository / name).read_bytes()
+        assert not copy.samefile(blob)  # who edits one leaves the other alone
+
+
 def test_a_folder_is_resumed_too(place: Place, repository: Path, tmp_path: Path) -> None:
     refused(place.download("-q", "org/cut-always", "--to", tmp_path / "to"), code=5)
     place.hub.pause_s = 0.002

@@ -60,7 +60,7 @@ def large(place: Place) -> str:
         pytest.param("no-config", 3, ["no config.json"], id="fault-099-config"),
         pytest.param("data-set", 3, ["is a dataset, not a model"], id="fault-099-dataset"),
         pytest.param("force-pushed", 6, ["no revision main"], id="fault-106"),
-        pytest.param("huge-file", 5, ["60 GB", "hint: hf download"], id="fault-108-huge"),
+        pytest.param("too-large", 5, ["HTTP 400", "hint: hf download"], id="fault-108-huge"),
     ],
 )
 def test_what_cannot_be_helped_is_one_plain_line(

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from llamacli.benchmark.random_weights import random_weights
 from llamacli.benchmark.shapes import shape
 from llamacli.checkpoint import Checkpoint
+from llamacli.config import LlamaConfig
 from llamacli.errors import ResourceError
 from llamacli.loading import load_model
 from llamacli.machine_memory import available_memory_bytes, peak_memory_bytes, reset_peak_memory
@@ -19,16 +21,28 @@ from tests.test_bench_measure import SIZES
 from tests.tiny import write_model
 
 
-def estimated(weights: Checkpoint, recipe: Recipe | None = None, dtype: str = "bfloat16",
-              rows: int = 1, tokens: int = 8) -> MemoryEstimate:  # fmt: skip
+def estimated(
+    weights: Checkpoint,
+    recipe: Recipe | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    rows: int = 1,
+    tokens: int = 8,
+    config: LlamaConfig = SIZES,
+) -> MemoryEstimate:
     return estimate_memory(
-        SIZES, weights, dtype=dtype, device="cpu", recipe=recipe, rows=rows, tokens=tokens
+        config,
+        weights,
+        dtype=dtype,
+        device=torch.device("cpu"),
+        recipe=recipe,
+        rows=rows,
+        tokens=tokens,
     )
 
 
 @pytest.mark.parametrize("recipe", [None, Recipe(bits=4, group_size=32), Recipe(bits=8)])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_weights_are_what_a_loaded_model_holds(recipe: Recipe | None, dtype: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_are_what_a_loaded_model_holds(recipe: Recipe | None, dtype: torch.dtype) -> None:
     weights = random_weights(SIZES)
     model = load_model(LlamaForCausalLM, SIZES, weights, dtype=dtype, recipe=recipe)
     held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
@@ -45,8 +59,7 @@ def test_the_cache_holds_keys_and_values_of_every_token() -> None:
 
 def test_known_sizes_of_a_7b() -> None:
     config = shape("llama-2-7b")
-    found = estimate_memory(config, random_weights(config), dtype="bfloat16", device="cpu",
-                            recipe=None, rows=1, tokens=4096)  # fmt: skip
+    found = estimated(random_weights(config), tokens=4096, config=config)
     assert round(found.weights_bytes / 1e9, 1) == 13.5
     assert found.cache_bytes == 2**31
 
@@ -54,10 +67,9 @@ def test_known_sizes_of_a_7b() -> None:
 def test_int4_weights_are_never_beside_the_model_they_stand_for() -> None:
     """The peak of the process is that of the estimate, far below bfloat16's 160 MB."""
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 5}
-    config = type(SIZES)(**sizes, vocab_size=1000, num_attention_heads=8, dtype="bfloat16")
+    config = LlamaConfig(**sizes, vocab_size=1000, num_attention_heads=8, dtype="bfloat16")
     weights = random_weights(config, Recipe(bits=4))
-    needed = estimate_memory(config, weights, dtype="bfloat16", device="cpu", recipe=None,
-                             rows=1, tokens=1)  # fmt: skip
+    needed = estimated(weights, tokens=1, config=config)
     load_model(LlamaForCausalLM, SIZES, random_weights(SIZES, Recipe(bits=4, group_size=32)))
     reset_peak_memory()
     before = peak_memory_bytes()
@@ -135,6 +147,8 @@ def test_fault_119_too_little_memory_is_refused_before_a_weight_is_read(
     monkeypatch.setattr("llamacli.memory_estimate.available_memory_bytes", lambda: 1000)
     for command in (("run", "-m", model, "a"), ("bench", model, "-p", "4", "-n", "0", "-q")):
         refused(here(*command), "weights 0.00 + cache 0.00 +", "0.00 GB are free", code=8)
+    with pytest.raises(ResourceError, match=r"weights 0\.00 \+ .* 0\.00 GB are free"):
+        LlamaForCausalLM.from_pretrained(model)
 
 
 def test_fault_119_a_limit_of_the_shell_counts() -> None:
@@ -154,6 +168,7 @@ def test_a_plan_is_told_and_nothing_is_loaded(model: Path, monkeypatch: pytest.M
 def test_a_plan_as_json(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llamacli.memory_estimate.available_memory_bytes", lambda: 1)
     done = here("run", "-m", model, "--plan", "--json", "-n", "8", tty=("stdin",))
+    assert here("run", "-m", model, "--plan", "--json", "-n", "8", stdin=b"").out == done.out
     found = json.loads(done.out)
     assert (found["rows"], found["tokens"], found["fits"]) == (1, 8, False)
     parts = ("weights_bytes", "cache_bytes", "scratch_bytes")

@@ -1,4 +1,9 @@
-"""Whether a row changed since an earlier report, or only its noise did."""
+"""Whether a row changed since an earlier report, or only its noise did.
+
+The samples of a run share its minute, its place in memory and its neighbors on the machine, so many
+of them tell no more about the next run than one. A run counts as one observation, then, whose
+spread is that of its samples; and what is known to have changed on the machine counts as noise.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,11 +26,15 @@ _T = (
 )  # fmt: skip
 
 
-Report = Mapping[tuple[Any, ...], Sequence[float]]
+# Runs of one program on an idle machine differ by up to so much.
+_LEAST_NOISE = 0.05
+_ROOFS = {"new_tokens": "bandwidth", "prompt_tokens": "peak_flops"}  # count → what limits it
+
+Report = Mapping[tuple[Any, ...], Mapping[str, Any]]
 
 
 def read_report(path: Path) -> Report:
-    """The samples of an earlier JSON report.
+    """The rows of an earlier JSON report.
 
     Raises:
         ArtifactError: it is none.
@@ -37,8 +46,14 @@ def read_report(path: Path) -> Report:
         message = f"{printable(path)} is no report of llamacli bench (schema {SCHEMA_VERSION})"
         raise ArtifactError(message, hint=hint)
     try:
-        found = {_key(row): [float(each) for each in row["samples"]] for row in report["rows"]}
-        if not all(found.values()) or min(min(samples) for samples in found.values()) <= 0:
+        found = {_key(row): row for row in report["rows"]}
+        numbers = [
+            [*row["samples"], *(row[roof] for roof in _ROOFS.values())] for row in found.values()
+        ]
+        taken = [row["taken_by_others"] for row in found.values()]
+        if min(map(min, numbers), default=1) <= 0 or min(taken, default=0) < 0:
+            raise ValueError
+        if not all(row["samples"] for row in found.values()):
             raise ValueError
     except (KeyError, TypeError, ValueError):
         message = f"the rows of {printable(path)} are not those of llamacli bench"
@@ -48,32 +63,41 @@ def read_report(path: Path) -> Report:
 
 def change(row: Row, old: Report) -> Change:
     """How a row differs from that of an earlier report."""
-    before = old.get(_key(row.to_dict()))
+    now = row.to_dict()
+    before = old.get(_key(now))
     if before is None:
-        return Change(None, "new")
-    ratio = fmean(row.samples) / fmean(before)
-    if len(before) < 2 or len(row.samples) < 2:
-        return Change(ratio, "unknown")
-    if not is_beyond_noise(row.samples, before):
-        return Change(ratio, "same")
-    return Change(ratio, "faster" if ratio > 1 else "slower")
+        return Change(None, None, "new")
+    ratio = fmean(now["samples"]) / fmean(before["samples"])
+    if min(len(now["samples"]), len(before["samples"])) < 2:
+        return Change(ratio, None, "unknown")
+    noise = noise_of(now, before)
+    if max(ratio, 1 / ratio) <= 1 + noise:
+        return Change(ratio, noise, "same")
+    return Change(ratio, noise, "faster" if ratio > 1 else "slower")
 
 
-def is_beyond_noise(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether means differ by more than chance explains in 19 of 20 cases: Welch's t-test.
+def noise_of(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """The share of the speed by which two rows may differ where nothing was changed."""
+    ratios = [float(one[roof] / other[roof]) for count, roof in _ROOFS.items() if one[count]]
+    roofs = [max(ratio, 1 / ratio) - 1 for ratio in ratios]
+    taken = max(float(each["taken_by_others"]) for each in (one, other))
+    return _LEAST_NOISE + interval(one["samples"], other["samples"]) + taken + max(roofs)
 
-    B. L. Welch, "The generalization of Student's problem", Biometrika 34, 1947.
+
+def interval(one: Sequence[float], other: Sequence[float]) -> float:
+    """Within which the relative difference of two single samples lies in 19 of 20 cases.
+
+    Degrees of freedom by B. L. Welch, "The generalization of Student's problem", Biometrika 34,
+    1947.
     """
-    errors = [variance(values) / len(values) for values in (one, other)]
-    difference, error = abs(fmean(one) - fmean(other)), math.sqrt(sum(errors))
-    if error == 0:
-        return difference > 0
-    counts = (len(one), len(other))
-    freedom = sum(errors) ** 2 / sum(
-        part**2 / (count - 1) for part, count in zip(errors, counts, strict=True)
+    variances = [variance(values) / fmean(values) ** 2 for values in (one, other)]
+    if not any(variances):
+        return 0.0
+    freedom = sum(variances) ** 2 / sum(
+        part**2 / (len(values) - 1) for part, values in zip(variances, (one, other), strict=True)
     )
     degrees = max(1, math.floor(freedom))
-    return difference > error * (_T[degrees - 1] if degrees <= len(_T) else 2.0)
+    return math.sqrt(sum(variances)) * (_T[degrees - 1] if degrees <= len(_T) else 2.0)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,6 +1,7 @@
 """Other programs that measure the same cases: llama.cpp's llama-bench, and transformers."""
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from llamacli.benchmark.cases import Case
+from llamacli.benchmark.random_weights import random_weights, values
 from llamacli.benchmark.session import Peer
 from llamacli.config import LlamaConfig
 from llamacli.errors import NotFoundError, RequestError, ResourceError, printable
+
+logger = logging.getLogger(__name__)
 
 
 def peer(text: str, cases: Sequence[Case]) -> Peer:
@@ -51,9 +55,15 @@ class LlamaBench:
                 )
         self._program, self._model = program, model
         self._row: dict[str, Any] = {}
+        self._parameters = 0
+
+    def memory_bytes(self, config: LlamaConfig) -> int:
+        """The file, whatever its shape is."""
+        return self._model.stat().st_size
 
     def open(self, config: LlamaConfig) -> None:
-        """Nothing: the file has its own shape, which `about` tells."""
+        """Expect a file of this shape."""
+        self._row, self._parameters = {}, values(random_weights(config))
 
     def sample(self, case: Case, threads: int) -> float:
         """Tokens per second of one repetition, after llama-bench's own warm-up."""
@@ -70,8 +80,21 @@ class LlamaBench:
             "-o": "json",
         }
         given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
+        is_first = not self._row
         self._row = self._run([str(self._program), *given])
+        if is_first:
+            self._note_other_shape()
         return float(self._row["avg_ts"])
+
+    def _note_other_shape(self) -> None:
+        count = self._row.get("model_n_params", self._parameters)
+        if abs(count - self._parameters) > self._parameters / 100:
+            logger.warning(
+                "%s has %.2f B parameters, the model %.2f B: the ratio is one of two shapes",
+                printable(self._model),
+                count / 1e9,
+                self._parameters / 1e9,
+            )
 
     def _run(self, command: list[str]) -> dict[str, Any]:
         try:
@@ -110,6 +133,10 @@ class Transformers:
         self._config: LlamaConfig | None = None
         self._process: subprocess.Popen[str] | None = None
         self._version = "?"
+
+    def memory_bytes(self, config: LlamaConfig) -> int:
+        """Plain weights."""
+        return random_weights(config).total_bytes
 
     def open(self, config: LlamaConfig) -> None:
         """Start a process for this shape, unless it runs."""

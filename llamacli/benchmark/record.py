@@ -25,6 +25,7 @@ class Subject:
         commit: of llamacli, where it runs from a repository.
         load_s: from the files (or random numbers) to a model.
         bandwidth, peak_flops: the roofs, in bytes and operations per second.
+        taken_by_others: share of the threads' cores that other programs wanted, too.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Subject:
     load_s: float
     bandwidth: float
     peak_flops: float
+    taken_by_others: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,15 +150,21 @@ class Change(NamedTuple):
 
     Attributes:
         ratio: of the mean speeds, new to old; None where the earlier report lacks the row.
+        noise: by which share of the speed two runs may differ without a reason; None where it is
+            not known.
         verdict: "faster" or "slower" beyond the noise, "same" within it, "unknown" with a single
             sample on a side, "new" without an earlier row.
     """
 
     ratio: float | None
+    noise: float | None
     verdict: str
 
     def __str__(self) -> str:
-        return self.verdict if self.ratio is None else f"{self.ratio - 1:+.1%} {self.verdict}"
+        noise = "" if self.noise is None else f" (±{self.noise:.0%})"
+        return (
+            self.verdict if self.ratio is None else f"{self.ratio - 1:+.1%}{noise} {self.verdict}"
+        )
 
     def is_under(self, limit: float) -> bool:
         """Whether it is slower than a limit, and noise does not explain it."""

@@ -57,8 +57,9 @@ _FACTS: Mapping[str, Callable[[Subject], str]] = {
     "load": lambda s: f"{s.load_s:.1f} s",
     "reads": lambda s: f"{s.bandwidth / 1e9:.1f} GB/s",
     "multiplies": lambda s: f"{s.peak_flops / 1e9:,.0f} GFLOP/s",
+    "other programs took": lambda s: f"{s.taken_by_others:.0%}",
 }
-_LISTED = ("parameters", "size", "load", "reads", "multiplies")
+_LISTED = ("parameters", "size", "load", "reads", "multiplies", "other programs took")
 
 
 def to_markdown(rows: Sequence[Row]) -> str:

@@ -13,6 +13,7 @@ import torch
 from llamacli.benchmark.cases import Case
 from llamacli.benchmark.machine import commit, device_name
 from llamacli.benchmark.measure import Sample, samples
+from llamacli.benchmark.neighbors import Neighbors
 from llamacli.benchmark.random_weights import random_weights, values
 from llamacli.benchmark.record import Row, Subject, Versus
 from llamacli.benchmark.roofs import READ_BYTES, roofs
@@ -21,7 +22,7 @@ from llamacli.benchmark.work import Work
 from llamacli.checkpoint import Checkpoint
 from llamacli.config import LlamaConfig
 from llamacli.kernels.decode_step import kernel_set
-from llamacli.loading import load_model
+from llamacli.loading import load_model, place
 from llamacli.machine_memory import peak_memory_bytes, reset_peak_memory
 from llamacli.memory_estimate import estimate_memory
 from llamacli.model import LlamaForCausalLM
@@ -84,24 +85,36 @@ class Source:
         plan = plan_quantization(self.weights, self.recipe, tied=tied)
         return sum(planned.nbytes for planned in plan.values())
 
-    def require_memory(self, settings: Settings) -> None:
+    def require_memory(self, settings: Settings, peers: "Sequence[Peer]" = ()) -> None:
         """Refuse, before anything is read, what the machine cannot hold.
+
+        All cases have their cache at the same time, and peers hold the model once more.
 
         Raises:
             ResourceError: the sum is more than what is free.
         """
-        for case in settings.cases:
-            needed = estimate_memory(
+        device, dtype = place(self.weights, settings.dtype, settings.device, self.recipe)
+        needed = [
+            estimate_memory(
                 self.config,
                 self.weights,
-                dtype=settings.dtype,
-                device=settings.device,
+                dtype=dtype,
+                device=device,
                 recipe=self.recipe,
                 rows=case.batch,
                 tokens=case.length,
             )
-            scratch = max(needed.scratch_bytes, READ_BYTES)  # the roofs are measured beside it
-            replace(needed, scratch_bytes=scratch).require()
+            for case in settings.cases
+        ]
+        replace(
+            needed[0],
+            weights_bytes=sum(
+                [needed[0].weights_bytes, *(peer.memory_bytes(self.config) for peer in peers)]
+            ),
+            cache_bytes=sum(each.cache_bytes for each in needed),
+            # the roofs are measured beside it
+            scratch_bytes=max(READ_BYTES, *(each.scratch_bytes for each in needed)),
+        ).require()
 
     def form(self, dtype: str) -> str:
         """What most weights are, in a model of this dtype: "int4", "int8" or the dtype."""
@@ -123,6 +136,9 @@ class Peer(Protocol):
 
     name: str
 
+    def memory_bytes(self, config: LlamaConfig) -> int:
+        """What its model of this shape takes."""
+
     def open(self, config: LlamaConfig) -> None:
         """Be ready for a model of this shape."""
 
@@ -134,7 +150,10 @@ class Peer(Protocol):
 
 
 def measure(source: Source, settings: Settings, peers: Sequence[Peer], show: Show) -> Iterator[Row]:
-    """The rows of one source.
+    """The rows of one source; when it is interrupted, as far as they came.
+
+    The repetitions of all cases take turns: what changes slowly, such as the clock of the CPU, so
+    shows in the spread of each row.
 
     Args:
         source: what is measured.
@@ -158,21 +177,46 @@ def measure(source: Source, settings: Settings, peers: Sequence[Peer], show: Sho
     for peer in peers:
         show(f"starting {peer.name}")
         peer.open(source.config)
-    work = Work.of(model)
     for threads in settings.threads:
         torch.set_num_threads(threads)
         show("how fast this machine reads and multiplies")
         subject = describe(source, settings, model, load_s)
-        _reset_peak(model.model.norm.weight.device)
-        for case in settings.cases:
-            yield _row(model, work, subject, case, settings.repetitions, peers, show)
+        _reset_peak(model.device)
+        yield from _rows(model, subject, settings, peers, show)
+
+
+def _rows(
+    model: LlamaForCausalLM,
+    subject: Subject,
+    settings: Settings,
+    peers: Sequence[Peer],
+    show: Show,
+) -> Iterator[Row]:
+    tests = [Test(model, case, peers) for case in settings.cases]
+    neighbors, work = Neighbors(subject.threads), Work.of(model)
+
+    def rows() -> list[Row]:
+        now = replace(subject, taken_by_others=neighbors.taken)
+        return [test.row(now, work, _peak(model.device)) for test in tests if test.count]
+
+    try:
+        for number in range(1, settings.repetitions + 1):
+            show(f"round {number} of {settings.repetitions}")
+            for test in tests:
+                show(f"round {number} of {settings.repetitions}", f", {test.case.test}")
+                test.repeat(subject.threads, neighbors)
+    except GeneratorExit:
+        raise
+    except BaseException:
+        yield from rows()
+        raise
+    yield from rows()
 
 
 def describe(source: Source, settings: Settings, model: LlamaForCausalLM, load_s: float) -> Subject:
     """A loaded model, and the roofs of the machine with torch's present number of threads."""
-    weight = model.model.norm.weight  # never quantized
-    dtype, device = str(weight.dtype).removeprefix("torch."), weight.device
-    roof = roofs(device, weight.dtype, settings.roof_s)
+    dtype, device = str(model.dtype).removeprefix("torch."), model.device
+    roof = roofs(device, model.dtype, settings.roof_s)
     rounds = " int8" if settings.activations == "int8" else ""
     return Subject(
         model=source.name,
@@ -191,48 +235,54 @@ def describe(source: Source, settings: Settings, model: LlamaForCausalLM, load_s
         load_s=load_s,
         bandwidth=roof.bytes_per_second,
         peak_flops=roof.flops_per_second,
+        taken_by_others=0.0,
     )
 
 
-def _row(
-    model: LlamaForCausalLM,
-    work: Work,
-    subject: Subject,
-    case: Case,
-    repetitions: int,
-    peers: Sequence[Peer],
-    show: Show,
-) -> Row:
+class Test:
     """Repetitions of one case, each followed by one of every peer."""
-    found: list[Sample] = []
-    others: list[list[float]] = [[] for _ in peers]
-    show(case.test)
-    rounds = samples(model, case)
-    for number in range(1, repetitions + 1):
-        found.append(next(rounds))
-        show(case.test, f", {number} of {repetitions}")
-        for peer, theirs in zip(peers, others, strict=True):
-            theirs.append(peer.sample(case, subject.threads))
-    speeds = [case.tokens / sample.seconds for sample in found]
-    return Row(
-        subject=subject,
-        case=case,
-        seconds=[sample.seconds for sample in found],
-        prefill_s=[sample.prefill_s for sample in found if case.prompt_tokens],
-        steps_s=[step for sample in found for step in sample.steps_s],
-        step_bytes=work.step_bytes(case),
-        prefill_flops=work.prefill_flops(case),
-        peak_memory_bytes=_peak(model.model.norm.weight.device),
-        versus=[
-            Versus(
-                peer=peer.name,
-                about=peer.about(),
-                samples=theirs,
-                ratios=[ours / other for ours, other in zip(speeds, theirs, strict=True)],
-            )
-            for peer, theirs in zip(peers, others, strict=True)
-        ],
-    )
+
+    def __init__(self, model: LlamaForCausalLM, case: Case, peers: Sequence[Peer]) -> None:
+        self.case, self._peers = case, peers
+        self._samples = samples(model, case)
+        self._ours: list[Sample] = []
+        self._theirs: list[list[float]] = [[] for _ in peers]
+
+    @property
+    def count(self) -> int:
+        """Repetitions that are whole."""
+        return min([len(self._ours), *map(len, self._theirs)])
+
+    def repeat(self, threads: int, neighbors: Neighbors) -> None:
+        """One repetition more."""
+        with neighbors.watched():
+            self._ours.append(next(self._samples))
+        for peer, theirs in zip(self._peers, self._theirs, strict=True):
+            theirs.append(peer.sample(self.case, threads))
+
+    def row(self, subject: Subject, work: Work, peak: int) -> Row:
+        """All of them."""
+        found, case = self._ours[: self.count], self.case
+        speeds = [case.tokens / sample.seconds for sample in found]
+        return Row(
+            subject=subject,
+            case=case,
+            seconds=[sample.seconds for sample in found],
+            prefill_s=[sample.prefill_s for sample in found if case.prompt_tokens],
+            steps_s=[step for sample in found for step in sample.steps_s],
+            step_bytes=work.step_bytes(case),
+            prefill_flops=work.prefill_flops(case),
+            peak_memory_bytes=peak,
+            versus=[
+                Versus(
+                    peer=peer.name,
+                    about=peer.about(),
+                    samples=theirs[: self.count],
+                    ratios=[ours / other for ours, other in zip(speeds, theirs, strict=False)],
+                )
+                for peer, theirs in zip(self._peers, self._theirs, strict=True)
+            ],
+        )
 
 
 def _reset_peak(device: torch.device) -> None:

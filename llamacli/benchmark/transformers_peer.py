@@ -32,38 +32,37 @@ def make_model(values: dict[str, Any]) -> Any:
 
 
 class Runner:
-    """Repetitions of a case: the cache is kept, and a new case warms up first."""
+    """Repetitions of cases: each keeps its cache, and warms up first."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._case: dict[str, int] = {}
-        self._cache: Any = None
+        self._caches: dict[tuple[int, ...], Any] = {}
 
     @torch.inference_mode()
     def __call__(self, case: dict[str, int], threads: int) -> float:
         """Seconds of one repetition."""
         torch.set_num_threads(threads)
-        if case != self._case:
-            self._case, self._cache = case, transformers.DynamicCache(config=self._model.config)
+        key = tuple(case.values())
+        if key not in self._caches:
+            cache = self._caches[key] = transformers.DynamicCache(config=self._model.config)
             if case["depth"]:
-                self._step(case["depth"])
-            self._repetition(min(case["new_tokens"], 4))
-        return self._repetition(case["new_tokens"])
+                self._step(cache, case["batch"], case["depth"])
+            self._repetition(cache, case, min(case["new_tokens"], 4))
+        return self._repetition(self._caches[key], case, case["new_tokens"])
 
-    def _repetition(self, new_tokens: int) -> float:
-        if extra := self._cache.get_seq_length() - self._case["depth"]:
-            self._cache.crop(-extra)
+    def _repetition(self, cache: Any, case: dict[str, int], new_tokens: int) -> float:
+        if extra := cache.get_seq_length() - case["depth"]:
+            cache.crop(-extra)
         start = time.perf_counter()
-        if self._case["prompt_tokens"]:
-            self._step(self._case["prompt_tokens"])
+        if case["prompt_tokens"]:
+            self._step(cache, case["batch"], case["prompt_tokens"])
         for _ in range(new_tokens):
-            self._step(1)
+            self._step(cache, case["batch"], 1)
         return time.perf_counter() - start
 
-    def _step(self, tokens: int) -> None:
-        size = (self._case["batch"], tokens)
-        token_ids = torch.randint(self._model.config.vocab_size, size)
-        self._model(token_ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+    def _step(self, cache: Any, batch: int, tokens: int) -> None:
+        token_ids = torch.randint(self._model.config.vocab_size, (batch, tokens))
+        self._model(token_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
 def main() -> None:

@@ -120,7 +120,7 @@ def measure_all(
     counts = options.thread_counts
     plans = [settings_of(options, source, counts) for source in sources]
     for source, settings in zip(sources, plans, strict=True):
-        source.require_memory(settings)
+        source.require_memory(settings, peers)
     for number, (source, settings) in enumerate(zip(sources, plans, strict=True), start=1):
         which = f"{printable(source.name)} {source.form('')}".rstrip()
         if len(sources) > 1:

@@ -47,9 +47,14 @@ class PromptRecord:
 
 
 def collect_prompts(
-    terminal: Terminal, arguments: Sequence[str], prompt_file: Path | None, records: Records
+    terminal: Terminal,
+    arguments: Sequence[str],
+    prompt_file: Path | None,
+    records: Records,
+    *,
+    required: bool = True,
 ) -> list[PromptRecord]:
-    """Every prompt, in order.
+    """Every prompt, in order; none, if no input holds anything, where none is `required`.
 
     Stdin, file and arguments are joined in this order, by a newline; one newline at the end of
     each belongs to the pipe, not to the prompt. Of many records each is joined with the arguments.
@@ -62,6 +67,8 @@ def collect_prompts(
     inputs = _read_inputs(terminal, prompt_file, _STDIN in arguments)
     words = " ".join(word for word in arguments if word != _STDIN)
     ending = terminal.decode(os.fsencode(words), "the prompt argument")
+    if not (inputs or ending or required):
+        return []
     if records is Records.LINES_OR_WHOLE:
         records = Records.LINES if inputs else Records.WHOLE
     if records is Records.WHOLE:

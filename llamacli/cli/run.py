@@ -51,12 +51,11 @@ def run_prompts(ctx: typer.Context, options: RunOptions) -> None:
     """
     terminal: Terminal = ctx.obj
     options = checked(ctx, options)
-    has_prompt = options.prompt or options.prompt_file or not terminal.stdin_is_tty
     if options.show_config:
         show_config(ctx, options)
     elif options.plan:
-        show_plan(terminal, options, has_prompt=bool(has_prompt))
-    elif not has_prompt:
+        show_plan(terminal, options)
+    elif terminal.stdin_is_tty and not (options.prompt or options.prompt_file):
         terminal.tell(SHORT_HELP)
         raise typer.Exit(ExitCode.USAGE)
     else:
@@ -194,25 +193,25 @@ def estimate(
     options: RunOptions, folder: "ModelFolder", weights: "Checkpoint", rows: int, tokens: int
 ) -> "MemoryEstimate":
     """The memory that the model will take."""
+    from llamacli.loading import place
     from llamacli.memory_estimate import estimate_memory
 
+    device, dtype = place(weights, options.dtype.value, options.device, options.recipe)
     return estimate_memory(
         folder.config,
         weights,
-        dtype=options.dtype.value,
-        device=options.device,
+        dtype=dtype,
+        device=device,
         recipe=options.recipe,
         rows=rows,
         tokens=tokens,
     )
 
 
-def show_plan(terminal: Terminal, options: RunOptions, *, has_prompt: bool) -> None:
+def show_plan(terminal: Terminal, options: RunOptions) -> None:
     """Print the memory that a run would take; without a prompt, that of new tokens alone."""
-    records = []
-    if has_prompt:
-        source = (options.prompt or (), options.prompt_file, options.records)
-        records = collect_prompts(terminal, *source)
+    source = (options.prompt or (), options.prompt_file, options.records)
+    records = collect_prompts(terminal, *source, required=False)
     folder = open_folder(terminal, options)
     if records:
         rows, tokens = size_of(options, folder, plan_jobs(terminal, options, folder, records))

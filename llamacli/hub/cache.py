@@ -57,16 +57,17 @@ class CachedModel:
         """Where the bytes of a file are."""
         return self.folder / "blobs" / file.etag
 
+    def has_blob(self, file: HubFile) -> bool:
+        """Whether the bytes of a file are there, of whichever commit."""
+        return _has_size(self.blob(file), file.size)
+
     def snapshot(self, commit: str) -> Path:
         """The folder of a commit."""
         return self.folder / "snapshots" / commit
 
     def has(self, commit: str, file: HubFile) -> bool:
         """Whether the folder of a commit has a file, in the right size."""
-        with suppress(OSError):
-            path = self.snapshot(commit) / file.path
-            return path.is_file() and path.stat().st_size == file.size
-        return False
+        return _has_size(self.snapshot(commit) / file.path, file.size)
 
     # ------------------------------------------------------------------------ commits and listings
 
@@ -181,6 +182,12 @@ def cached_models() -> Iterator[CachedModel]:
     for path in sorted(Path(constants().HF_HUB_CACHE).glob("models--*")):
         with suppress(LlamacliError):
             yield CachedModel(path.name.removeprefix("models--").replace("--", "/"))
+
+
+def _has_size(path: Path, size: int) -> bool:
+    with suppress(OSError):
+        return path.is_file() and path.stat().st_size == size
+    return False
 
 
 def _has_weights(folder: Path) -> bool:

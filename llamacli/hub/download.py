@@ -35,7 +35,8 @@ class Plan:
         name: of the repository.
         revision: as asked for.
         choice: the wanted files.
-        missing: those of them that are not there yet, with the bytes that an earlier try left.
+        missing: those of them that are not there yet, with the bytes that need not be fetched:
+            the cache has the file for another commit, or an earlier try left a part.
     """
 
     name: str
@@ -86,13 +87,16 @@ def make_plan(
         listing = _listing(client, name, revision)
         choice = choose(listing, name, include, exclude)
         target = (
-            CacheTarget(model, listing.commit)
-            if folder is None
-            else FolderTarget(folder, client.report, client.stop)
+            CacheTarget(model, listing.commit) if folder is None else FolderTarget(folder, model)
         )
-        missing = [file for file in choice.wanted if not target.has(file)]
-        present = {file: transfer.present(file, target.part(file)) for file in missing}
-        return Plan(name, revision, listing, choice, target, present)
+
+        def present(file: HubFile) -> int:
+            if model.has_blob(file):
+                return file.size
+            return transfer.present(file, target.part(file))
+
+        missing = {file: present(file) for file in choice.wanted if not target.has(file, client)}
+        return Plan(name, revision, listing, choice, target, missing)
 
     return _with_client(work, name, revision, report)
 
@@ -123,10 +127,9 @@ def fetch(plan: Plan, report: Report = ignore) -> Path:
         LlamacliError: see `hub.resolve`. What came is kept for the next time.
     """
     if plan.missing:
-        for file in plan.missing:
-            transfer.check_size(file)
         _check_space(plan)
-        report(Progress(Step.BEGIN, plan.name, plan.nbytes))
+        if plan.nbytes:
+            report(Progress(Step.BEGIN, plan.name, plan.nbytes))
         _with_client(lambda client: _fetch_all(client, plan), plan.name, plan.revision, report)
     plan.target.finish(plan.revision, plan.listing)
     return plan.target.folder
@@ -167,20 +170,21 @@ def _fetch(client: HubClient, plan: Plan, file: HubFile) -> None:
     target = plan.target
     with _locked(client, file, target.lock(file)) as is_ours:
         part = target.part(file, is_ours=is_ours)
-        before = transfer.present(file, part)
-        if target.take(file):  # meanwhile another process brought it
-            client.report(Progress(Step.BYTES, file.path, file.size - before))
-        else:
-            client.report(Progress(Step.FILE, file.path, file.size - before))
-            part.parent.mkdir(parents=True, exist_ok=True)
-            url = client.file_url(plan.name, plan.listing.commit, file.path)
-            try:
+        try:
+            if target.take(file, part, client):  # maybe another process brought it meanwhile
+                came = file.size - plan.missing[file]
+                client.report(Progress(Step.BYTES, file.path, came))
+            else:
+                lacks = file.size - transfer.present(file, part)
+                client.report(Progress(Step.FILE, file.path, lacks))
+                part.parent.mkdir(parents=True, exist_ok=True)
+                url = client.file_url(plan.name, plan.listing.commit, file.path)
                 transfer.fetch(client, file, url, part)
-                target.publish(file, part)
-            except OSError as problem:
-                if problem.errno in _DISK_IS_FULL:
-                    part.unlink(missing_ok=True)
-                raise
+                target.publish(file, part, client)
+        except OSError as problem:
+            if problem.errno in _DISK_IS_FULL:
+                part.unlink(missing_ok=True)
+            raise
     client.report(Progress(Step.DONE, file.path, file.size))
 
 

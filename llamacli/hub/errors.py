@@ -16,6 +16,7 @@ from llamacli.hub.client import Refused
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
+LATER = "try again later"
 TOKEN_PAGE = "https://huggingface.co/settings/tokens"
 
 
@@ -39,7 +40,7 @@ def translate(problem: Exception, name: str, revision: str | None, *, has_token:
         where = printable(problem.filename or "the cache")
         return LocalIOError(f"cannot write {where}: {problem.strerror}")
     reason = _reason(problem)
-    return NetworkError(f"cannot reach the hub for {shown}: {reason}", hint="try again later")
+    return NetworkError(f"cannot reach the hub for {shown}: {reason}", hint=LATER)
 
 
 def _refusal(problem: "HfHubHTTPError", name: str, revision: str, has_token: bool) -> LlamacliError:
@@ -68,7 +69,10 @@ def _refusal(problem: "HfHubHTTPError", name: str, revision: str, has_token: boo
     if status in (401, 403):
         hint = "hf auth login, or a valid HF_TOKEN"
         return AuthenticationError(f"the hub refuses {name} (HTTP {status})", hint=hint)
-    return NetworkError(f"the hub fails on {name} (HTTP {status})", hint="try again later")
+    # The bridge to Xet's storage gives 400 for a file that is too large for it: the limit was 50 GB
+    # of one request, and a few hundred in ranges (issues 238 and 592 of huggingface/xet-core).
+    hint = "hf download fetches files that are too large for HTTP" if status == 400 else LATER
+    return NetworkError(f"the hub fails on {name} (HTTP {status})", hint=hint)
 
 
 def _reason(problem: Exception) -> str:

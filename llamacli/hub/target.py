@@ -6,12 +6,11 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from threading import Event
 
 from llamacli.atomic import sync
-from llamacli.background import Report
 from llamacli.errors import LocalIOError, printable
 from llamacli.hub.cache import CachedModel
+from llamacli.hub.client import HubClient
 from llamacli.hub.listing import HubFile, Listing
 from llamacli.hub.settings import constants
 from llamacli.hub.verify import has_hash
@@ -23,6 +22,10 @@ def _part_name(file: HubFile, *, is_ours: bool) -> str:
     """Of a file that is not whole; without a lock it is one that no other process has."""
     owner = "llamacli" if is_ours else f"llamacli-{os.getpid()}"
     return f"{file.etag}.{owner}.incomplete"
+
+
+def _is_right(path: Path, file: HubFile, client: HubClient) -> bool:
+    return has_hash(path, file.path, file.etag, client.report, client.stop)
 
 
 def _nearest_folder(path: Path) -> Path:
@@ -49,16 +52,15 @@ class CacheTarget:
         """Whose disk takes the files."""
         return _nearest_folder(self._model.folder.parent)
 
-    def has(self, file: HubFile) -> bool:
+    def has(self, file: HubFile, client: HubClient) -> bool:
         """Whether the file is there."""
         return self._model.has(self._commit, file)
 
-    def take(self, file: HubFile) -> bool:
+    def take(self, file: HubFile, part: Path, client: HubClient) -> bool:
         """Use what other commits, or other processes, brought; whether there is such."""
-        blob = self._model.blob(file)
-        if not self.has(file) and blob.is_file() and blob.stat().st_size == file.size:
-            self._link(file, blob, shutil.copyfile)
-        return self.has(file)
+        if not self.has(file, client) and self._model.has_blob(file):
+            self._link(file, self._model.blob(file), shutil.copyfile)
+        return self.has(file, client)
 
     def lock(self, file: HubFile) -> Path:
         """huggingface_hub's lock of the file."""
@@ -73,7 +75,7 @@ class CacheTarget:
         """Remember what all is to come."""
         self._model.keep_listing(listing)
 
-    def publish(self, file: HubFile, part: Path) -> None:
+    def publish(self, file: HubFile, part: Path, client: HubClient) -> None:
         """Give a whole file its name."""
         blob = self._model.blob(file)
         part.replace(blob)
@@ -113,15 +115,15 @@ class FolderTarget:
         folder: with the files, in the end.
     """
 
-    def __init__(self, folder: Path, report: Report, stop: Event) -> None:
-        self.folder, self._report, self._stop = folder, report, stop
+    def __init__(self, folder: Path, model: CachedModel) -> None:
+        self.folder, self._model = folder, model
 
     @property
     def existing_folder(self) -> Path:
         """Whose disk takes the files."""
         return _nearest_folder(self.folder.absolute())
 
-    def has(self, file: HubFile) -> bool:
+    def has(self, file: HubFile, client: HubClient) -> bool:
         """Whether the file is there.
 
         Raises:
@@ -132,15 +134,27 @@ class FolderTarget:
             raise LocalIOError(f"{printable(path)} leads out of the folder by a symbolic link")
         if not os.path.lexists(path):
             return False
-        same_size = path.is_file() and path.stat().st_size == file.size
-        if same_size and has_hash(path, file.etag, self._report, self._stop):
+        if path.is_file() and path.stat().st_size == file.size and _is_right(path, file, client):
             return True
         hint = "move it away, or name another folder"
         raise LocalIOError(f"{printable(path)} is another file than the hub's", hint=hint)
 
-    def take(self, file: HubFile) -> bool:
-        """As `has`."""
-        return self.has(file)
+    def take(self, file: HubFile, part: Path, client: HubClient) -> bool:
+        """Use what the folder has, or a copy of what the cache has; whether there is such.
+
+        No hard link: who edits the copy would edit the cache.
+        """
+        if self.has(file, client):
+            return True
+        if not self._model.has_blob(file):
+            return False
+        part.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self._model.blob(file), part)
+        if not _is_right(part, file, client):
+            part.unlink()
+            return False
+        self.publish(file, part, client)
+        return True
 
     def lock(self, file: HubFile) -> Path:
         """The lock of the file."""
@@ -160,10 +174,10 @@ class FolderTarget:
         if workplace.is_symlink():
             raise LocalIOError(f"{printable(workplace)} leads out of the folder by a symbolic link")
 
-    def publish(self, file: HubFile, part: Path) -> None:
+    def publish(self, file: HubFile, part: Path, client: HubClient) -> None:
         """Give a whole file its name."""
         path = self.folder / file.path
-        if not self.has(file):  # a link may have come meanwhile
+        if not self.has(file, client):  # a link may have come meanwhile
             path.parent.mkdir(parents=True, exist_ok=True)
             part.replace(path)
 

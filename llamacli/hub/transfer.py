@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 CONNECTIONS = 4  # for one file, at most
 FAST = 100_000_000  # bytes per second, beyond which a connection needs no other beside it
 PIECE_BYTES = 64_000_000  # of one request
-MAX_FILE_BYTES = 50_000_000_000  # the hub serves larger ones through Xet only
 _ENOUGH_BYTES = 100_000  # a connection that brought so many was of use
 _SYNC_BYTES = 256_000_000
 _READ_BYTES = 1 << 20
@@ -29,18 +28,6 @@ _MOMENT_S = 0.05
 
 class _OtherFile(Exception):
     """The server knows no ranges, or what it has now is not what it had before."""
-
-
-def check_size(file: HubFile) -> None:
-    """Refuse what the hub does not serve this way.
-
-    Raises:
-        NetworkError: the file is too large.
-    """
-    if file.size > MAX_FILE_BYTES:
-        size = f"{printable(file.path)} has {file.size / 1e9:.0f} GB"
-        hint = "hf download fetches it"
-        raise NetworkError(f"{size}, and the hub serves at most 50 this way", hint=hint)
 
 
 def present(file: HubFile, path: Path) -> int:

@@ -42,15 +42,15 @@ def hasher(etag: str, size: int) -> "hashlib._Hash":
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
-def has_hash(path: Path, etag: str, report: Report, stop: Event) -> bool:
-    """Whether a file has the bytes that its ETag stands for."""
+def has_hash(path: Path, name: str, etag: str, report: Report, stop: Event) -> bool:
+    """Whether a file has the bytes that its ETag stands for; `name` is what is reported."""
     with path.open("rb") as file:
         found = hasher(etag, os.fstat(file.fileno()).st_size)
         while data := file.read(_READ_BYTES):
             if stop.is_set():
                 raise Stopped
             found.update(data)
-            report(Progress(Step.VERIFY, path.name, len(data)))
+            report(Progress(Step.VERIFY, name, len(data)))
     return found.hexdigest() == etag
 
 
@@ -70,7 +70,7 @@ def _verify_commit(
         blob = link.resolve()
         etag = etags.get(path) or _etag_of_link(link)
         if blob not in known and etag is not None:
-            known[blob] = has_hash(link, etag, report, stop)
+            known[blob] = has_hash(link, path, etag, report, stop)
             if not known[blob]:
                 _delete(model, link)
         if not known.get(blob, True):
