@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llamacli.cache import KVCache
 from llamacli.config import LlamaConfig
 from llamacli.context_window import token_budget
+from llamacli.devices import main_device
 from llamacli.lookup import NgramLookup
 from llamacli.request import SamplingParams
 from llamacli.sampling import Sampler
@@ -102,7 +103,7 @@ class TokenStream:
         self.timings = Timings(prompt_tokens=sum(map(len, prompts)))
         self._model = model
         self._eos_token_ids = eos_token_ids
-        self._device = next(iter(model.model.parameters())).device
+        self._device = main_device(model)
         self._budgets = [
             token_budget(model.config.context_length, len(prompt), p.max_new_tokens)
             for prompt, p in zip(prompts, params, strict=True)
@@ -222,7 +223,7 @@ class TokenStream:
         hidden_states = self._model.model(
             input_ids, cache=self._cache, attention_mask=self._attention_mask
         )
-        logits = self._model.lm_head(hidden_states)
+        logits = self._model.lm_head(hidden_states).to(self._device)
         self.timings.decode_s += time.perf_counter() - start
         self.timings.decoded_tokens += len(token_ids)
         self.timings.drafted_tokens += len(draft)
@@ -247,7 +248,7 @@ def next_logits(
         end = cache.length + chunk.shape[1]
         mask = None if attention_mask is None else attention_mask[:, :end]
         hidden_states = model.model(chunk, cache=cache, attention_mask=mask)  # (B, T, C)
-    return model.lm_head(hidden_states[:, -1])  # type: ignore[no-any-return]
+    return model.lm_head(hidden_states[:, -1]).to(input_ids.device)  # type: ignore[no-any-return]
 
 
 # ----------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ from llamacli.cli.choices import Activations, CacheImplementation
 from llamacli.cli.console import Terminal
 from llamacli.cli.download_progress import resolve_model
 from llamacli.cli.exit_codes import ExitCode
+from llamacli.cli.placement_options import device_or_placement
 from llamacli.cli.prompt_sources import PromptRecord, collect_prompts
 from llamacli.cli.run_options import RunOptions, checked, origin
 from llamacli.cli.threads import calm_threads, default_threads, set_threads
-from llamacli.errors import LlamacliError
 
 if TYPE_CHECKING:
     from llamacli.checkpoint import Checkpoint
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llamacli.memory_estimate import MemoryEstimate
     from llamacli.model import LlamaForCausalLM
     from llamacli.model_folder import ModelFolder
+    from llamacli.placement import Placement
 
 SHORT_HELP = """\
 llamacli run continues a text. There is no prompt yet; give it one:
@@ -165,7 +166,9 @@ def load_weights(
         from llamacli.model import LlamaForCausalLM
     set_threads(options.threads)
     weights = open_weights(folder.path, folder.config)
-    estimate(options, folder, weights, rows, tokens).require()
+    opens = opens or LlamaForCausalLM
+    device = device_or_placement(options, opens, folder.config, weights)
+    estimate(options, folder, weights, rows, tokens, device).require()
     if options.check_tensors:
         terminal.status("checking the weights …")
         weights.check_finite()
@@ -174,11 +177,11 @@ def load_weights(
         terminal.status(f"loading the weights: {done / 1e9:.1f} of {total / 1e9:.1f} GB …")
 
     model = load_model(
-        opens or LlamaForCausalLM,
+        opens,
         folder.config,
         weights,
         dtype=options.dtype.value,
-        device=options.device,
+        device=device,
         attn_implementation=options.attn_implementation.value,
         recipe=options.recipe,
         activations=options.activations.value,
@@ -191,7 +194,12 @@ def load_weights(
 
 
 def estimate(
-    options: RunOptions, folder: "ModelFolder", weights: "Checkpoint", rows: int, tokens: int
+    options: RunOptions,
+    folder: "ModelFolder",
+    weights: "Checkpoint",
+    rows: int,
+    tokens: int,
+    device: "str | Placement",
 ) -> "MemoryEstimate":
     """The memory that the model will take."""
     from llamacli.memory_estimate import estimate_memory
@@ -200,7 +208,7 @@ def estimate(
         folder.config,
         weights,
         dtype=options.dtype.value,
-        device=options.device,
+        device=device,
         recipe=options.recipe,
         rows=rows,
         tokens=tokens,
@@ -220,10 +228,12 @@ def show_plan(terminal: Terminal, options: RunOptions, *, has_prompt: bool) -> N
         rows, tokens = 1, options.sampling(folder.config.context_length)["max_new_tokens"]
     from llamacli.cli.run_plan import plan_text
     from llamacli.loading import open_weights
+    from llamacli.model import LlamaForCausalLM
 
     weights = open_weights(folder.path, folder.config)
-    needed = estimate(options, folder, weights, rows, tokens)
-    terminal.write(plan_text(needed, rows, tokens, as_json=options.json))
+    device = device_or_placement(options, LlamaForCausalLM, folder.config, weights)
+    needed = estimate(options, folder, weights, rows, tokens, device)
+    terminal.write(plan_text(needed, rows, tokens, device, as_json=options.json))
 
 
 def describe(
@@ -233,13 +243,12 @@ def describe(
     from llamacli.cli.results import RunFacts
     from llamacli.kernels.decode_step import kernel_set
 
-    weight = model.model.norm.weight  # never quantized
     rounds = options.activations is Activations.INT8
     return RunFacts(
         model="demo" if options.model is None else options.model,
         revision=folder.revision,
-        device=str(weight.device),
-        dtype=str(weight.dtype).removeprefix("torch."),
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
         kernels=f"{kernel_set(model)} int8" if rounds else kernel_set(model),
         load_s=load_s,
         lookup=options.lookup,
@@ -295,7 +304,7 @@ def write_batch(
             output.piece(first + row, piece)
             if piece.finish_reason:
                 output.done(first + row, results[row])
-    except LlamacliError:
+    except Exception:  # memory may run out here, too
         output.break_off()
         raise
     for row, result in enumerate(results):
