@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar, Unpack
 
@@ -26,6 +27,7 @@ from llamacli.devices import choose_device, choose_dtype, main_device
 from llamacli.errors import RequestError, check_choice
 from llamacli.generation_config import GenerationConfig
 from llamacli.kernels.decode_step import install
+from llamacli.kernels.offloaded_step import dispatch_with_kernels
 from llamacli.load_into import load_into, loaded_bytes
 from llamacli.model_folder import read_config
 from llamacli.offload import Offload
@@ -238,7 +240,7 @@ def load_model(
     if offload is None:
         install(model)
     else:
-        offload.dispatch(model)
+        dispatch_with_kernels(model, partial(offload.dispatch, model))
     return model.eval()
 
 

@@ -29,8 +29,8 @@ ROWS = [
     mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
     """cache memory sampling devices placement offload quantization kernels kernels.native
-    dense_linear quantized_linear kernels.long_prompts kernels.decode_step weight_file
-    torchao_format checkpoint_index
+    dense_linear quantized_linear kernels.long_prompts kernels.decode_step
+    kernels.offloaded_step weight_file torchao_format checkpoint_index
     checkpoint checkpoint_writer load_into quantization_plan torchao_config conversion
     output_folder""",
     "generation batch_generation streamers evaluation quantization_report",
