@@ -45,10 +45,11 @@ class SpillFile:
     """
 
     def __init__(self, folder: Path, nbytes: int) -> None:
-        self._where = printable(folder)
+        self._where, self._descriptor = printable(folder), -1
         try:
             free = shutil.disk_usage(folder).free
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            self._descriptor, path = tempfile.mkstemp(dir=folder)
+            os.unlink(path)  # the bytes stay until it is closed
         except OSError as problem:
             raise self._refused(problem) from problem
         if free < nbytes:
@@ -56,6 +57,10 @@ class SpillFile:
             raise ResourceError(f"{needed} {self._where}")
         self._lock = threading.Lock()
         self._end = 0
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
     def append(self, tensor: Tensor) -> TensorInfo:
         """Write a tensor of any device."""
@@ -66,7 +71,7 @@ class SpillFile:
         view, done = data.numpy().data, 0
         try:
             while done < len(view):
-                done += os.pwrite(self._file.fileno(), view[done:], info.offset + done)
+                done += os.pwrite(self._descriptor, view[done:], info.offset + done)
         except OSError as problem:
             raise self._refused(problem) from problem
         return info
@@ -74,7 +79,7 @@ class SpillFile:
     def read_into(self, info: TensorInfo, memory: Tensor) -> Tensor:
         """A tensor in memory that is given, uint8 (nbytes,)."""
         try:
-            read_bytes(self._file.fileno(), info.offset, memory)
+            read_bytes(self._descriptor, info.offset, memory)
         except OSError as problem:
             raise self._refused(problem) from problem
         return memory.view(info.dtype).view(info.shape)
