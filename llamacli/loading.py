@@ -25,6 +25,7 @@ from llamacli.config import LlamaConfig
 from llamacli.devices import choose_device, choose_dtype, main_device
 from llamacli.errors import RequestError, check_choice
 from llamacli.generation_config import GenerationConfig
+from llamacli.kernels import cuda_step
 from llamacli.kernels.decode_step import install
 from llamacli.load_into import load_into, loaded_bytes
 from llamacli.model_folder import read_config
@@ -235,10 +236,10 @@ def load_model(
     )
     if rounds:
         round_activations(model)
-    if offload is None:
-        install(model)
-    else:
+    if offload is not None:
         offload.dispatch(model)
+    elif not cuda_step.install(model):
+        install(model)
     return model.eval()
 
 

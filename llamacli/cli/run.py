@@ -271,9 +271,9 @@ def start_batch(
     options: RunOptions, folder: "ModelFolder", model: "LlamaForCausalLM", batch: "Sequence[Job]"
 ) -> "TokenStream":
     """The token stream of some jobs."""
-    from llamacli.generation import TokenStream
+    from llamacli.run_ahead import token_stream
 
-    return TokenStream(
+    return token_stream(
         model,
         [job.prompt_ids for job in batch],
         [job.params for job in batch],
