@@ -30,7 +30,7 @@ class ChosenTokens:
             self._host = torch.empty(reports.shape, dtype=reports.dtype, pin_memory=True)
             self._host.copy_(reports, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(reports.device))
         else:
             self._host = reports
 

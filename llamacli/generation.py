@@ -24,7 +24,8 @@ from llamacli.stream_decoder import StreamDecoder
 from llamacli.timings import Timings
 from llamacli.tokenizer import Tokenizer
 
-PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt's activations
+# Tokens; bounds the memory of a long prompt's activations. A GPU has work for more at once.
+PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 4096
 
 FinishReason = Literal["stop", "length"]
 
@@ -243,7 +244,8 @@ def next_logits(
     Returns:
         logits (B, V) after the last token.
     """
-    for chunk in torch.split(input_ids, PREFILL_CHUNK, dim=1):
+    size = PREFILL_CHUNK if input_ids.device.type == "cpu" else GPU_PREFILL_CHUNK
+    for chunk in torch.split(input_ids, size, dim=1):
         end = cache.length + chunk.shape[1]
         mask = None if attention_mask is None else attention_mask[:, :end]
         hidden_states = model.model(chunk, cache=cache, attention_mask=mask)  # (B, T, C)

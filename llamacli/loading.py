@@ -30,7 +30,7 @@ from llamacli.kernels.decode_step import install
 from llamacli.load_into import load_into, loaded_bytes
 from llamacli.model_folder import read_config
 from llamacli.offload import Offload
-from llamacli.placement import Limits, Placement, PlacementRequest, place
+from llamacli.placement import DISK, Limits, Placement, PlacementRequest, place
 from llamacli.quantization_plan import PlannedWeight, Recipe, plan_quantization
 from llamacli.quantized_linear import is_quantized, round_activations
 from llamacli.torchao_config import recipe_of
@@ -165,7 +165,7 @@ def _placement_request(
     if device != "auto":
         raise RequestError(f"device and {next(iter(asked))} contradict each other")
     device_map = asked.get("device_map", "auto")
-    if isinstance(device_map, Mapping) and set(device_map) == {""}:
+    if isinstance(device_map, Mapping) and set(device_map) == {""} and device_map[""] != DISK:
         device_map = device_map[""]
     if asked.keys() == {"device_map"} and isinstance(device_map, str | torch.device | int):
         return device_map if device_map != "auto" else PlacementRequest()

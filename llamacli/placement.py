@@ -269,11 +269,13 @@ def _name(device: object, argument: str) -> str:
     """The name of a device that this machine has; a number is a GPU."""
     if device == DISK:
         return DISK
+    if not isinstance(device, str | int | torch.device):
+        raise RequestError(f"{argument}: {printable(repr(device))} is no device")
     kind = available_devices()[0]
     if str(device).isdecimal() and kind == "xpu":
         device = f"xpu:{device}"
     try:
-        chosen = choose_device(device)  # type: ignore[arg-type]
+        chosen = choose_device(device)
     except (RequestError, ResourceError) as problem:
         raise type(problem)(f"{argument}: {problem}", hint=problem.hint) from None
     if chosen.type in ("cuda", "xpu") and chosen.index is None:

@@ -18,7 +18,7 @@ from tests.tiny import KINDS, random_ids, reference, twin
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 
 
-def eagerly(body: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def eagerly(body: Callable[[], Tensor], _: torch.device) -> Callable[[], Tensor]:
     return body
 
 
@@ -93,7 +93,7 @@ def test_layers_with_small_integers_are_used_as_they_are() -> None:
 def test_a_step_is_captured_once_for_the_buffers_of_a_cache() -> None:
     model, captured = twin(reference()), []
 
-    def capture(body: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def capture(body: Callable[[], Tensor], _: torch.device) -> Callable[[], Tensor]:
         captured.append(body)
         return body
 
@@ -123,7 +123,7 @@ def test_gradients_and_moved_models_go_through_torch() -> None:
 def test_a_model_on_the_cpu_is_left_alone() -> None:
     model = twin(reference())
     assert not cuda_step.install(model)
-    with pytest.raises(RequestError, match="compile needs a model that is on one CUDA device"):
+    with pytest.raises(RequestError, match="--compile needs a model that is on one CUDA device"):
         compile_step(model)
 
 

@@ -162,6 +162,7 @@ def load_weights(
     with terminal.importing():
         import torch
 
+        from llamacli.kernels.cuda_step import compile_step
         from llamacli.loading import load_model, open_weights
         from llamacli.model import LlamaForCausalLM
     set_threads(options.threads)
@@ -187,6 +188,8 @@ def load_weights(
         activations=options.activations.value,
         progress=show_progress,
     )
+    if options.compile:
+        compile_step(model)
     values = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if options.threads is None:
         torch.set_num_threads(default_threads(values))

@@ -21,6 +21,7 @@ from llamacli.kernels.long_prompts import torch_forward
 _WARM_UPS = 3  # cuBLAS and SDPA take their workspaces at first
 
 Body = Callable[[], Tensor]
+Capture = Callable[[Body, torch.device], Body]
 Buffers = list[tuple[Tensor, Tensor]]  # of each layer keys and values (B, K, S, D)
 
 
@@ -41,27 +42,29 @@ def compile_step(model: nn.Module) -> None:
     """
     step = getattr(getattr(model, "model", model), "forward", None)
     if not isinstance(step, GraphStep):
-        raise RequestError("compile needs a model that is on one CUDA device as a whole")
+        raise RequestError("--compile needs a model that is on one CUDA device as a whole")
     step.compile()
 
 
-def capture(body: Body) -> Body:
-    """A function that replays what `body` does on the GPU, and gives the same tensor each time.
+def capture(body: Body, device: torch.device) -> Body:
+    """A function that replays what `body` does on a GPU, and gives the same tensor each time.
 
     As https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs: warmed up on a side stream.
     """
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UPS):
-            body()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = body()
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                body()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = body()
 
     def replay() -> Tensor:
-        graph.replay()
+        with torch.cuda.device(device):
+            graph.replay()
         return out
 
     return replay
@@ -75,7 +78,7 @@ class GraphStep:
         capture: turns a step into one that is cheap to repeat.
     """
 
-    def __init__(self, model: Any, capture: Callable[[Body], Body]) -> None:
+    def __init__(self, model: Any, capture: Capture) -> None:
         self._model, self._capture = model, capture
         self._forward = torch_forward(model)
         self._operations = FewOperations(model)
@@ -132,9 +135,7 @@ class GraphStep:
 class _CapturedStep:
     """A step for the buffers of one cache; what changes from token to token is copied in."""
 
-    def __init__(
-        self, body: Callable[..., Tensor], buffers: Buffers, capture: Callable[[Body], Body]
-    ) -> None:
+    def __init__(self, body: Callable[..., Tensor], buffers: Buffers, capture: Capture) -> None:
         self.keys = buffers[0][0]
         batch, _, capacity, _ = self.keys.shape
         device = self.keys.device
@@ -160,7 +161,7 @@ class _CapturedStep:
             self._seen[:, : length + 1] = attention_mask.bool()
             self._position_ids.copy_(self._seen.sum(dim=-1, keepdim=True) - 1)
         if self._replay is None:  # what capturing writes to the cache is what the step writes
-            self._replay = self._capture(self._body)
+            self._replay = self._capture(self._body, self.keys.device)
         return self._replay().clone()  # the next replay writes to the same place
 
 
