@@ -103,7 +103,9 @@ def _explain_usage(error: "typer.TyperException") -> errors.RequestError:
     return errors.RequestError(text[0].lower() + text[1:], hint=f"{path} --help")
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    if error is None:
+        return False
     # torch raises a bare RuntimeError on a CPU, and OutOfMemoryError on other devices; the
     # libraries of CUDA that take memory behind its back have words of their own.
     phrases = (
@@ -116,4 +118,5 @@ def _is_out_of_memory(error: Exception) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or any(phrase in str(error) for phrase in phrases)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or _is_out_of_memory(error.__context__)  # a graph whose capture failed says no more
     )
