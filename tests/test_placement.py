@@ -72,10 +72,15 @@ def test_a_model_partly_on_disk_says_the_same(folder: Path, plain: LlamaForCausa
     assert said(model) == said(plain)
 
 
-def test_all_of_a_model_may_be_on_disk(folder: Path, plain: LlamaForCausalLM) -> None:
+def test_all_of_a_model_may_be_on_disk(
+    folder: Path, plain: LlamaForCausalLM, tmp_path: Path
+) -> None:
     model = opened(folder, device_map={"": "disk"})
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert said(model) == said(plain)
+    with pytest.raises(RequestError, match="partly on disk cannot be written"):
+        model.save_pretrained(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 def test_limits_of_memory_put_the_rest_on_disk(
