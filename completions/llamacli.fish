@@ -26,6 +26,7 @@ complete -c llamacli -n '__fish_seen_subcommand_from run' -l device -x -d 'auto,
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l device-map -x -d 'Split the model over devices; FILE is JSON, module: device'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l max-memory -x -d 'Weights on each device, as 0=20GiB,cpu=8GiB; the rest stays on disk'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l offload-folder -r -F -d 'For weights on disk that the files hold in another form'
+complete -c llamacli -n '__fish_seen_subcommand_from run' -l compile -d 'On CUDA: faster steps, after a minute of compiling them'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Number format of the weights'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l quantize -x -a 'int4 int8' -d 'Quantize the weights while they are read'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l activations -x -a 'auto int8' -d 'Round the input of int4 layers: faster on some CPUs, less exact'

@@ -21,6 +21,16 @@ def available_devices() -> list[str]:
     return [name for name in DEVICE_TYPES if torch.get_device_module(name).is_available()]
 
 
+def _all_devices() -> list[str]:
+    """Each GPU of several by its number."""
+    counts = {kind: torch.get_device_module(kind).device_count() for kind in available_devices()}
+    return [
+        name
+        for kind, count in counts.items()
+        for name in ([kind] if count < 2 else [f"{kind}:{index}" for index in range(count)])
+    ]
+
+
 def choose_device(device: str | torch.device | int) -> torch.device:
     """The device meant by "auto", "cpu", "cuda", "cuda:1", …; 0, 1, … are GPUs, -1 is the CPU.
 
@@ -46,7 +56,7 @@ def choose_device(device: str | torch.device | int) -> torch.device:
     count = torch.get_device_module(chosen).device_count() if chosen.type in here else 0
     if (chosen.index or 0) >= count:
         message = f"this machine has no device {chosen}"
-        raise ResourceError(message, hint=f"it has: {', '.join(here)}")
+        raise ResourceError(message, hint=f"it has: {', '.join(_all_devices())}")
     return chosen
 
 

@@ -18,13 +18,14 @@ from llamacli.context_window import token_budget
 from llamacli.devices import main_device
 from llamacli.lookup import NgramLookup
 from llamacli.request import SamplingParams
-from llamacli.sampling import Sampler
+from llamacli.sampling import Choice, Sampler
 from llamacli.stop_strings import StopMatcher
 from llamacli.stream_decoder import StreamDecoder
 from llamacli.timings import Timings
 from llamacli.tokenizer import Tokenizer
 
-PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt's activations
+# Tokens; bounds the memory of a long prompt's activations. A GPU has work for more at once.
+PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 4096
 
 FinishReason = Literal["stop", "length"]
 
@@ -148,7 +149,8 @@ class TokenStream:
             if not (chosen := self._drop_finished(chosen)):
                 return
             draft = self._make_draft()
-            logits = self._decode_step(chosen, draft)
+            input_ids = torch.tensor([[i, *draft] for i in chosen], device=self._device)  # (B, T)
+            logits = self._decode_step(input_ids)
 
     def _choose_run(self, row: int, logits: Tensor, draft: list[int]) -> Iterator[Token]:
         """One token of a row, and the next for as long as the draft has what is chosen.
@@ -159,7 +161,7 @@ class TokenStream:
             draft: T - 1 token ids, the last in the cache.
         """
         for accepted, drafted in enumerate([*draft, None]):
-            token = self._choose(row, logits[accepted])
+            token = self._token(row, self._samplers[row](logits[accepted]))
             yield token
             if token.id != drafted or row in self._finished:
                 break
@@ -167,8 +169,7 @@ class TokenStream:
         self.timings.decoded_tokens += accepted
         self.timings.accepted_tokens += accepted
 
-    def _choose(self, row: int, logits: Tensor) -> Token:
-        choice = self._samplers[row](logits)
+    def _token(self, row: int, choice: Choice) -> Token:
         self._budgets[row] -= 1
         reason: FinishReason | None = None
         if choice.token_id in self._eos_token_ids:
@@ -213,10 +214,9 @@ class TokenStream:
         return self._lookup.draft(self._samplers[row].token_ids, self._budgets[row] - 1)
 
     @torch.inference_mode()
-    def _decode_step(self, token_ids: list[int], draft: list[int]) -> Tensor:
+    def _decode_step(self, input_ids: Tensor) -> Tensor:
         """Logits (B, T, V) after one more token in each row, and after each of the draft."""
         start = time.perf_counter()
-        input_ids = torch.tensor([[i, *draft] for i in token_ids], device=self._device)  # (B, T)
         if self._attention_mask is not None:
             known = self._attention_mask[:, : self._cache.length]
             self._attention_mask = torch.cat((known, known.new_ones(input_ids.shape)), dim=1)
@@ -225,8 +225,8 @@ class TokenStream:
         )
         logits = self._model.lm_head(hidden_states).to(self._device)
         self.timings.decode_s += time.perf_counter() - start
-        self.timings.decoded_tokens += len(token_ids)
-        self.timings.drafted_tokens += len(draft)
+        self.timings.decoded_tokens += len(input_ids)
+        self.timings.drafted_tokens += input_ids.shape[1] - 1
         return logits  # type: ignore[no-any-return]
 
 
@@ -244,7 +244,8 @@ def next_logits(
     Returns:
         logits (B, V) after the last token.
     """
-    for chunk in torch.split(input_ids, PREFILL_CHUNK, dim=1):
+    size = PREFILL_CHUNK if input_ids.device.type == "cpu" else GPU_PREFILL_CHUNK
+    for chunk in torch.split(input_ids, size, dim=1):
         end = cache.length + chunk.shape[1]
         mask = None if attention_mask is None else attention_mask[:, :end]
         hidden_states = model.model(chunk, cache=cache, attention_mask=mask)  # (B, T, C)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar, Unpack
+from typing import Any, ClassVar, Generic, Self, TypeVar, Unpack
 
 import torch
 from torch import nn
@@ -26,29 +26,19 @@ from llamacli.config import LlamaConfig
 from llamacli.devices import choose_device, choose_dtype, main_device
 from llamacli.errors import RequestError, check_choice
 from llamacli.generation_config import GenerationConfig
+from llamacli.kernels import cuda_step
 from llamacli.kernels.decode_step import install
 from llamacli.kernels.offloaded_step import dispatch_with_kernels
 from llamacli.load_into import load_into, loaded_bytes
 from llamacli.model_folder import read_config
 from llamacli.offload import Offload
-from llamacli.placement import Limits, Placement, PlacementRequest, place
+from llamacli.placement import Placement, PlacementRequest, Placing, place, placement_request
 from llamacli.quantization_plan import PlannedWeight, Recipe, plan_quantization
 from llamacli.quantized_linear import is_quantized, round_activations
 from llamacli.torchao_config import recipe_of
 from llamacli.torchao_format import check_quantization_config
 
 ModelName = str | os.PathLike[str]
-
-
-class Placing(TypedDict, total=False):
-    """What `from_pretrained` takes to split a model; fields of `PlacementRequest`.
-
-    A device map may also be the device of the whole model.
-    """
-
-    device_map: object
-    max_memory: Limits | None
-    offload_folder: str | os.PathLike[str] | None
 
 
 class PreTrainedModel(nn.Module):
@@ -111,7 +101,7 @@ class PreTrainedModel(nn.Module):
             LlamacliError: see `hub.resolve`, `LlamaConfig`, `checkpoint.open_checkpoint`,
                 `torchao_config.recipe_of`, `plan_quantization`, `round_activations`, `place`.
         """
-        request = _placement_request(device, placing)
+        request = placement_request(device, placing)
         recipe = None if quantization_config is None else recipe_of(quantization_config)
         folder = hub.resolve(model, revision=revision, report=report).path
         config = read_config(folder)
@@ -135,13 +125,15 @@ class PreTrainedModel(nn.Module):
         """Write config.json, generation_config.json if there is one, and safetensors.
 
         Raises:
-            RequestError: weights are quantized.
+            RequestError: weights are quantized, or not in memory.
             LocalIOError: the disk refused.
         """
         if any(map(is_quantized, self.modules())):
             hint = "`llamacli quantize` writes one from the original folder"
             raise RequestError("a quantized model cannot be written", hint=hint)
         target, state = Path(folder), self.state_dict()
+        if any(tensor.is_meta for tensor in state.values()):
+            raise RequestError("a model that is partly on disk cannot be written")
         dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
         config = {"architectures": [type(self).__name__]} | self.config.to_dict()
         texts = {"config.json": config | {"torch_dtype": dtype}}
@@ -152,25 +144,6 @@ class PreTrainedModel(nn.Module):
         with atomic_write_all(paths, removing=[target / "generation_config.json"]) as temporaries:
             for path, values in zip(temporaries, texts.values(), strict=True):
                 path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _placement_request(
-    device: str | torch.device | int, placing: Placing
-) -> str | torch.device | int | PlacementRequest:
-    """The device of the whole model, or how it is to be split."""
-    if unknown := placing.keys() - Placing.__annotations__.keys():
-        raise TypeError(f"from_pretrained does not support {', '.join(sorted(unknown))}")
-    asked: dict[str, Any] = {name: value for name, value in placing.items() if value is not None}
-    if not asked:
-        return device
-    if device != "auto":
-        raise RequestError(f"device and {next(iter(asked))} contradict each other")
-    device_map = asked.get("device_map", "auto")
-    if isinstance(device_map, Mapping) and set(device_map) == {""}:
-        device_map = device_map[""]
-    if asked.keys() == {"device_map"} and isinstance(device_map, str | torch.device | int):
-        return device_map if device_map != "auto" else PlacementRequest()
-    return PlacementRequest(**asked)
 
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
@@ -237,10 +210,10 @@ def load_model(
     )
     if rounds:
         round_activations(model)
-    if offload is None:
-        install(model)
-    else:
+    if offload is not None:
         dispatch_with_kernels(model, partial(offload.dispatch, model))
+    elif not cuda_step.install(model):
+        install(model)
     return model.eval()
 
 

@@ -6,7 +6,7 @@ from llamacli.checkpoint import Checkpoint
 from llamacli.config import LlamaConfig
 from llamacli.devices import choose_device, choose_dtype, free_memory_bytes
 from llamacli.errors import ResourceError
-from llamacli.generation import PREFILL_CHUNK
+from llamacli.generation import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from llamacli.load_into import READING_THREADS, loaded_bytes
 from llamacli.placement import Placement
 from llamacli.quantization_plan import Recipe, plan_quantization
@@ -90,12 +90,13 @@ def estimate_memory(
         passing |= {name: each.values * _QUANTIZING for name, each in planned.items()}
     passing |= {name: i.nbytes for name, i in infos.items() if isinstance(i, QuantizedInfo)}
     placed = device.bytes_on(str(target)) if isinstance(device, Placement) else None
+    chunk = PREFILL_CHUNK if target.type == "cpu" else GPU_PREFILL_CHUNK
     return MemoryEstimate(
         weights_bytes=sum(sizes.values()) if placed is None else placed,
         cache_bytes=rows * tokens * position_values(config) * chosen.itemsize,
         scratch_bytes=max(
             sum(sorted(passing.values())[-READING_THREADS:]),
-            _activation_values(config, rows, tokens) * max(chosen.itemsize, 4),
+            _activation_values(config, rows, tokens, chunk) * max(chosen.itemsize, 4),
         ),
         available_bytes=free_memory_bytes(target),
     )
@@ -106,8 +107,8 @@ def position_values(config: LlamaConfig) -> int:
     return 2 * config.num_hidden_layers * config.kv_heads * config.head_size
 
 
-def _activation_values(config: LlamaConfig, rows: int, tokens: int) -> int:
+def _activation_values(config: LlamaConfig, rows: int, tokens: int, chunk: int) -> int:
     """Of a layer for a chunk of the prompts, and of the logits."""
     heads = config.num_attention_heads + 2 * config.kv_heads
     of_token = 4 * config.hidden_size + 3 * config.intermediate_size + 2 * heads * config.head_size
-    return rows * (min(tokens, PREFILL_CHUNK) * of_token + 2 * config.vocab_size)
+    return rows * (min(tokens, chunk) * of_token + 2 * config.vocab_size)

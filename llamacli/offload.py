@@ -21,6 +21,7 @@ from llamacli.errors import LocalIOError, RequestError, ResourceError, printable
 from llamacli.load_into import READING_THREADS, Weighty, loaded_bytes
 from llamacli.memory import allocate
 from llamacli.placement import DISK, WHOLE_MODULES, Placement, accelerate, unit_of
+from llamacli.torchao_format import QuantizedInfo
 from llamacli.weight_file import TensorInfo, read_bytes
 
 _ALIGNMENT = 64
@@ -112,14 +113,16 @@ class Offload:
         dtype: torch.dtype,
         converted: Mapping[str, object],
     ) -> None:
-        self._placement, self._checkpoint, self._dtype = placement, checkpoint, dtype
+        self._placement, self._checkpoint = placement, checkpoint
         self._on_disk: dict[str, tuple[_File, TensorInfo]] = {}
         infos = checkpoint.tensors
+        stored = {name for name, info in infos.items() if isinstance(info, QuantizedInfo)}
+        self._quantized = stored | converted.keys()
         needed = {
             name: loaded_bytes(info, dtype)
             for name, info in infos.items()
             if placement.device_of(name) == DISK
-            and not (isinstance(info, TensorInfo) and info.dtype == dtype and name not in converted)
+            and (name in self._quantized or info.dtype != dtype)
         }
         self._spilled = needed.keys()
         if needed and placement.offload_folder is None:
@@ -133,9 +136,9 @@ class Offload:
         """A `load_into.Place`."""
         device = self._placement.device_of(name)
         if device != DISK:
-            # A layer has the form that suits the device where it computes.
-            weight = read(self._placement.main_device if device == "cpu" else device)
-            return weight.to(device)
+            # Small integers have the form that suits the device where they are used.
+            is_away = name in self._quantized and device == "cpu"
+            return read(self._placement.main_device if is_away else device).to(device)
         if name not in self._spilled:
             info = self._checkpoint.tensors[name]
             assert isinstance(info, TensorInfo)
@@ -163,11 +166,14 @@ class Offload:
         for name, tensor in (*parameters, *model.named_buffers()):
             if main.type != "cpu" and self._placement.device_of(name) == "cpu":
                 in_memory[name] = tensor.detach()
+        order = [*self._placement.device_map]
+        on_disk = sorted(self._on_disk, key=lambda name: order.index(unit_of(name)))
+        weights = AbsentWeights(in_memory, {name: self._on_disk[name] for name in on_disk})
         accelerate().dispatch_model(
             model,
             dict(self._placement.device_map),
             main_device=str(main),
-            state_dict=AbsentWeights(in_memory, self._on_disk),
+            state_dict=weights,
             offload_index={},
             offload_buffers=True,
             preload_module_classes=[*WHOLE_MODULES],
@@ -179,7 +185,7 @@ class AbsentWeights(Mapping[str, Tensor]):
     """Weights by name, on the CPU.
 
     Those on disk are valid until one of another layer is asked for: they share one piece of memory,
-    which is as large as the largest layer.
+    which is as large as the largest layer. They are expected in the order of the model.
     """
 
     def __init__(

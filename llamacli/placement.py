@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ DISK = "disk"
 # A layer adds to what came into it, so it stays on one device.
 WHOLE_MODULES = ("DecoderLayer",)
 _LAYER = re.compile(r"(.*\blayers\.\d+)\.")
+_NUMBERED = ("cuda", "xpu")  # devices of which there may be several
 _FREE_SHARE = 0.9  # of free memory, for weights
 
 Limits = str | Mapping[int | str, int | str]
@@ -61,7 +62,7 @@ class PlacementRequest:
             return {_name(device, "max_memory"): size for device, size in asked}
         kind = available_devices()[0]
         count = torch.get_device_module(kind).device_count()
-        names = [] if kind == "cpu" else [_name(index, "max_memory") for index in range(count)]
+        names = [f"{kind}:{index}" for index in range(count)] if kind in _NUMBERED else [kind]
         return {name: _free(name) for name in dict.fromkeys((*names, "cpu"))}
 
     @property
@@ -72,6 +73,36 @@ class PlacementRequest:
         else:
             used = self.limits
         return torch.device(next((name for name in used if name not in ("cpu", DISK)), "cpu"))
+
+
+class Placing(TypedDict, total=False):
+    """What `from_pretrained` takes to split a model; fields of `PlacementRequest`.
+
+    A device map may also be the device of the whole model.
+    """
+
+    device_map: object
+    max_memory: Limits | None
+    offload_folder: str | os.PathLike[str] | None
+
+
+def placement_request(
+    device: str | torch.device | int, placing: Placing
+) -> str | torch.device | int | PlacementRequest:
+    """The device of the whole model, or how it is to be split."""
+    if unknown := placing.keys() - Placing.__annotations__.keys():
+        raise TypeError(f"from_pretrained does not support {', '.join(sorted(unknown))}")
+    asked: dict[str, Any] = {name: value for name, value in placing.items() if value is not None}
+    if not asked:
+        return device
+    if device != "auto":
+        raise RequestError(f"device and {next(iter(asked))} contradict each other")
+    device_map = asked.get("device_map", "auto")
+    if isinstance(device_map, Mapping) and set(device_map) == {""} and device_map[""] != DISK:
+        device_map = device_map[""]
+    if asked.keys() == {"device_map"} and isinstance(device_map, str | torch.device | int):
+        return device_map if device_map != "auto" else PlacementRequest()
+    return PlacementRequest(**asked)
 
 
 class Part(NamedTuple):
@@ -269,14 +300,16 @@ def _name(device: object, argument: str) -> str:
     """The name of a device that this machine has; a number is a GPU."""
     if device == DISK:
         return DISK
+    if not isinstance(device, str | int | torch.device):
+        raise RequestError(f"{argument}: {printable(repr(device))} is no device")
     kind = available_devices()[0]
     if str(device).isdecimal() and kind == "xpu":
         device = f"xpu:{device}"
     try:
-        chosen = choose_device(device)  # type: ignore[arg-type]
+        chosen = choose_device(device)
     except (RequestError, ResourceError) as problem:
         raise type(problem)(f"{argument}: {problem}", hint=problem.hint) from None
-    if chosen.type in ("cuda", "xpu") and chosen.index is None:
+    if chosen.type in _NUMBERED and chosen.index is None:
         chosen = torch.device(chosen.type, 0)
     return str(chosen)
 

@@ -28,12 +28,13 @@ ROWS = [
     hub.transfer hub.target hub.download hub model_folder cpu_quota mask_view.rows mask_view.text
     mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
-    """cache memory sampling devices placement offload quantization kernels kernels.native
+    """cache memory logits_filters sampling device_sampling devices placement offload
+    quantization kernels kernels.native kernels.cuda_int4 kernels.cuda_step
     dense_linear quantized_linear kernels.long_prompts kernels.decode_step
     kernels.offloaded_step weight_file torchao_format checkpoint_index
     checkpoint checkpoint_writer load_into quantization_plan torchao_config conversion
     output_folder""",
-    "generation batch_generation streamers evaluation quantization_report",
+    "generation run_ahead batch_generation streamers evaluation quantization_report",
     "loading",
     "model memory_estimate",
     """heads attention_visualizer benchmark.machine benchmark.random_weights benchmark.measure

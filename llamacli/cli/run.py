@@ -162,6 +162,7 @@ def load_weights(
     with terminal.importing():
         import torch
 
+        from llamacli.kernels.cuda_step import compile_step
         from llamacli.loading import load_model, open_weights
         from llamacli.model import LlamaForCausalLM
     set_threads(options.threads)
@@ -187,6 +188,8 @@ def load_weights(
         activations=options.activations.value,
         progress=show_progress,
     )
+    if options.compile:
+        compile_step(model)
     values = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if options.threads is None:
         torch.set_num_threads(default_threads(values))
@@ -271,9 +274,9 @@ def start_batch(
     options: RunOptions, folder: "ModelFolder", model: "LlamaForCausalLM", batch: "Sequence[Job]"
 ) -> "TokenStream":
     """The token stream of some jobs."""
-    from llamacli.generation import TokenStream
+    from llamacli.run_ahead import token_stream
 
-    return TokenStream(
+    return token_stream(
         model,
         [job.prompt_ids for job in batch],
         [job.params for job in batch],

@@ -49,6 +49,7 @@ class RunOptions:
     device_map: place_opt.DeviceMapOption = None
     max_memory: place_opt.MaxMemoryOption = None
     offload_folder: place_opt.OffloadFolderOption = None
+    compile: place_opt.CompileOption = False
     dtype: opt.DtypeOption = Dtype.AUTO
     quantize: opt.QuantizeOption = None
     activations: opt.ActivationsOption = Activations.AUTO
