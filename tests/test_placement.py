@@ -1,5 +1,6 @@
 """Where the parts of a model go, and that a model in parts says what it says in one piece."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from llamacli.devices import choose_dtype
 from llamacli.errors import CheckpointError, LocalIOError, RequestError, ResourceError
 from llamacli.generation import TokenStream
+from llamacli.machine_memory import peak_memory_bytes, reset_peak_memory
 from llamacli.memory_limits import memory_limits
 from llamacli.model import LlamaForCausalLM
 from llamacli.pipelines.factory import pipeline
@@ -91,6 +93,29 @@ def test_limits_of_memory_put_the_rest_on_disk(
     held = sum(p.nbytes for p in model.parameters() if p.device.type == "cpu")
     assert held <= bytes_of_all - 2 * LAYER  # one comes at a time
     assert said(model) == said(plain)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+def test_a_model_on_a_gpu_the_cpu_and_disk_says_the_same(
+    folder: Path, plain: LlamaForCausalLM
+) -> None:
+    limits = {0: 3 * LAYER, "cpu": 2 * LAYER}
+    model = opened(folder, max_memory=limits)
+    assert {"cuda:0", "cpu", "disk"} >= set(model.hf_device_map.values())
+    assert model.device.type == "cuda"
+    ids = model.generate(random_ids(2, 6).cuda(), max_new_tokens=12, do_sample=False)
+    assert ids.flatten().tolist() == said(plain)
+
+
+def test_memory_keeps_to_the_limit(folder: Path, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 20}
+    write_model(tmp_path / "m", **sizes)  # 84 MB
+    said(opened(folder, device_map=SOME_ON_DISK))  # imports what accelerate imports late
+    gc.collect()
+    reset_peak_memory()
+    before = peak_memory_bytes()
+    said(opened(tmp_path / "m", max_memory={"cpu": "20MB"}))
+    assert peak_memory_bytes() - before < 30e6
 
 
 def test_tied_weights_stay_together(tmp_path: Path) -> None:

@@ -276,13 +276,14 @@ def start_batch(
     """The token stream of some jobs."""
     from llamacli.run_ahead import token_stream
 
+    is_static = options.cache_implementation is CacheImplementation.STATIC
     return token_stream(
         model,
         [job.prompt_ids for job in batch],
         [job.params for job in batch],
         eos_token_ids=folder.eos_token_ids,
         vocab_size=folder.tokenizer.vocab_size,
-        static_cache=options.cache_implementation is CacheImplementation.STATIC,
+        static_cache=is_static or options.compile,  # another size would be compiled anew
         lookup=options.lookup,
     )
 

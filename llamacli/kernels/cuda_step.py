@@ -59,7 +59,7 @@ def capture(body: Body, device: torch.device) -> Body:
                 body()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side):  # its own would be that of the first device
             out = body()
 
     def replay() -> Tensor:
