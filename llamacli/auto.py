@@ -3,14 +3,13 @@
 There is one architecture here, so each gives the class of Llama with that task.
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 
 from llamacli import hub
 from llamacli.config import LlamaConfig
-from llamacli.errors import RequestError, printable
+from llamacli.errors import RequestError
 from llamacli.heads import (
     LlamaForQuestionAnswering,
     LlamaForSequenceClassification,
@@ -97,7 +96,6 @@ def open_model(
     opens: type[PreTrainedModel],
     model: ModelName,
     *,
-    device_map: object = None,
     torch_dtype: str | torch.dtype | None = None,
     **options: Any,
 ) -> PreTrainedModel:
@@ -106,36 +104,16 @@ def open_model(
     Args:
         opens: the class.
         model: a folder or hub name.
-        device_map: the device of the whole model, as `one_device`.
         torch_dtype: the old name of `dtype`.
         options: as `PreTrainedModel.from_pretrained`.
 
     Raises:
         TypeError: an option that is not supported, by name.
         RequestError: the same is said twice.
-        LlamacliError: as `one_device` and `PreTrainedModel.from_pretrained`.
+        LlamacliError: as `PreTrainedModel.from_pretrained`.
     """
-    device = None if device_map is None else one_device(device_map)
-    for name, other, value in (
-        ("device", "device_map", device),
-        ("dtype", "torch_dtype", torch_dtype),
-    ):
-        if value is not None:
-            if name in options:
-                raise RequestError(f"{name} and {other} mean the same: give one of them")
-            options[name] = value
+    if torch_dtype is not None:
+        if "dtype" in options:
+            raise RequestError("dtype and torch_dtype mean the same: give one of them")
+        options["dtype"] = torch_dtype
     return opens.from_pretrained(model, **options)
-
-
-def one_device(device_map: object) -> str | torch.device | int:
-    """The device of a map that puts the whole model on one; -1 is the CPU, 0 the first GPU.
-
-    Raises:
-        RequestError: the map splits the model, or is none.
-    """
-    if isinstance(device_map, Mapping) and set(device_map) == {""}:
-        device_map = device_map[""]
-    if isinstance(device_map, str | torch.device | int):
-        return device_map
-    shown = printable(repr(device_map))
-    raise RequestError(f'device_map must be "auto" or one device, got {shown}')

@@ -12,6 +12,7 @@ from llamacli.errors import RequestError, check_choice, printable
 from llamacli.generation import CausalLM, Token, TokenStream, stream_text
 from llamacli.generation_config import GenerationConfig
 from llamacli.request import MAX_SEED, SamplingParams
+from llamacli.run_ahead import token_stream
 from llamacli.tokenizer import Tokenizer
 
 # What `transformers` takes where neither the caller nor the model says anything.
@@ -125,7 +126,7 @@ def _rows(
     params = _params(model, input_ids, chosen, asked)
     count = chosen.num_return_sequences
     prompts = [prompt for prompt in _prompts(input_ids, chosen) for _ in range(count)]
-    tokens = TokenStream(
+    tokens = token_stream(
         model,
         prompts,
         [_sample(params, row % count) for row in range(len(prompts))],

@@ -13,7 +13,7 @@ class KVCache:
 
     It grows by doubling, so a step costs O(1) on average and memory follows use, not the
     model's context. With `max_length` it is static: allocated once, and never larger.
-    Device, dtype and head counts are those of the first keys it is given.
+    Dtype and head counts are those of the first keys it is given; the device is each layer's own.
     """
 
     def __init__(self, num_layers: int, *, max_length: int | None = None) -> None:
@@ -84,8 +84,8 @@ class KVCache:
         Args:
             rows: (B',) indices, int64.
         """
-        self._keys = [None if t is None else t.index_select(0, rows) for t in self._keys]
-        self._values = [None if t is None else t.index_select(0, rows) for t in self._values]
+        self._keys = [_rows(keys, rows) for keys in self._keys]
+        self._values = [_rows(values, rows) for values in self._values]
 
     def _room(self, buffer: Tensor | None, new: Tensor, end: int) -> Tensor:
         """The buffer (B, K, capacity, D) itself, or a larger copy where `end` tokens fit."""
@@ -99,6 +99,11 @@ class KVCache:
         if buffer is not None:
             larger[:, :, : self.length] = buffer[:, :, : self.length]
         return larger
+
+
+def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
+    """Layers may be on several devices."""
+    return None if tensor is None else tensor.index_select(0, rows.to(tensor.device))
 
 
 def _kind(keys: Tensor) -> str:

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from llamacli.cache import KVCache
 from llamacli.config import LlamaConfig
 from llamacli.context_window import token_budget
+from llamacli.devices import main_device
 from llamacli.lookup import NgramLookup
 from llamacli.request import SamplingParams
-from llamacli.sampling import Sampler
+from llamacli.sampling import Choice, Sampler
 from llamacli.stop_strings import StopMatcher
 from llamacli.stream_decoder import StreamDecoder
 from llamacli.timings import Timings
 from llamacli.tokenizer import Tokenizer
 
-PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt's activations
+# Tokens; bounds the memory of a long prompt's activations. A GPU has work for more at once.
+PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 4096
 
 FinishReason = Literal["stop", "length"]
 
@@ -102,7 +104,7 @@ class TokenStream:
         self.timings = Timings(prompt_tokens=sum(map(len, prompts)))
         self._model = model
         self._eos_token_ids = eos_token_ids
-        self._device = next(iter(model.model.parameters())).device
+        self._device = main_device(model)
         self._budgets = [
             token_budget(model.config.context_length, len(prompt), p.max_new_tokens)
             for prompt, p in zip(prompts, params, strict=True)
@@ -147,7 +149,8 @@ class TokenStream:
             if not (chosen := self._drop_finished(chosen)):
                 return
             draft = self._make_draft()
-            logits = self._decode_step(chosen, draft)
+            input_ids = torch.tensor([[i, *draft] for i in chosen], device=self._device)  # (B, T)
+            logits = self._decode_step(input_ids)
 
     def _choose_run(self, row: int, logits: Tensor, draft: list[int]) -> Iterator[Token]:
         """One token of a row, and the next for as long as the draft has what is chosen.
@@ -158,7 +161,7 @@ class TokenStream:
             draft: T - 1 token ids, the last in the cache.
         """
         for accepted, drafted in enumerate([*draft, None]):
-            token = self._choose(row, logits[accepted])
+            token = self._token(row, self._samplers[row](logits[accepted]))
             yield token
             if token.id != drafted or row in self._finished:
                 break
@@ -166,8 +169,7 @@ class TokenStream:
         self.timings.decoded_tokens += accepted
         self.timings.accepted_tokens += accepted
 
-    def _choose(self, row: int, logits: Tensor) -> Token:
-        choice = self._samplers[row](logits)
+    def _token(self, row: int, choice: Choice) -> Token:
         self._budgets[row] -= 1
         reason: FinishReason | None = None
         if choice.token_id in self._eos_token_ids:
@@ -212,20 +214,19 @@ class TokenStream:
         return self._lookup.draft(self._samplers[row].token_ids, self._budgets[row] - 1)
 
     @torch.inference_mode()
-    def _decode_step(self, token_ids: list[int], draft: list[int]) -> Tensor:
+    def _decode_step(self, input_ids: Tensor) -> Tensor:
         """Logits (B, T, V) after one more token in each row, and after each of the draft."""
         start = time.perf_counter()
-        input_ids = torch.tensor([[i, *draft] for i in token_ids], device=self._device)  # (B, T)
         if self._attention_mask is not None:
             known = self._attention_mask[:, : self._cache.length]
             self._attention_mask = torch.cat((known, known.new_ones(input_ids.shape)), dim=1)
         outputs = self._model.model(
             input_ids, cache=self._cache, attention_mask=self._attention_mask
         )
-        logits = self._model.lm_head(outputs.last_hidden_state)
+        logits = self._model.lm_head(outputs.last_hidden_state).to(self._device)
         self.timings.decode_s += time.perf_counter() - start
-        self.timings.decoded_tokens += len(token_ids)
-        self.timings.drafted_tokens += len(draft)
+        self.timings.decoded_tokens += len(input_ids)
+        self.timings.drafted_tokens += input_ids.shape[1] - 1
         return logits  # type: ignore[no-any-return]
 
 
@@ -243,11 +244,13 @@ def next_logits(
     Returns:
         logits (B, V) after the last token.
     """
-    for chunk in torch.split(input_ids, PREFILL_CHUNK, dim=1):
+    size = PREFILL_CHUNK if input_ids.device.type == "cpu" else GPU_PREFILL_CHUNK
+    for chunk in torch.split(input_ids, size, dim=1):
         end = cache.length + chunk.shape[1]
         mask = None if attention_mask is None else attention_mask[:, :end]
         outputs = model.model(chunk, cache=cache, attention_mask=mask)
-    return model.lm_head(outputs.last_hidden_state[:, -1])  # type: ignore[no-any-return]
+    logits = model.lm_head(outputs.last_hidden_state[:, -1])  # (B, V)
+    return logits.to(input_ids.device)  # type: ignore[no-any-return]
 
 
 # ----------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
+from math import prod
 from types import MappingProxyType
 
 import torch
@@ -21,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 READING_THREADS = min(4, os.cpu_count() or 1)
 
+Weighty = Tensor | nn.Module  # a weight, or the layer that computes with it
+# Is given a name, and what reads that weight onto a device; says what the module gets.
+Place = Callable[[str, Callable[[torch.device | str], Weighty]], Weighty]
+
 # Rotary frequencies that old converters stored; they follow from the config.
 _REDUNDANT = re.compile(r"(.+\.)?rotary_emb\.inv_freq|rope\.freqs")
 
@@ -30,7 +36,7 @@ def load_into(
     checkpoint: Checkpoint,
     *,
     dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | Place = "cpu",
     schemes: Mapping[str, Scheme] = MappingProxyType({}),
     algorithm: str = "rtn",
     progress: Callable[[int, int], object] | None = None,
@@ -45,7 +51,7 @@ def load_into(
             as tied embeddings, need one of their names in the checkpoint.
         checkpoint: the weights.
         dtype: of the parameters; None keeps that of the file.
-        device: of the parameters.
+        device: of the parameters, or who decides that for each.
         schemes: name → how a weight that is not quantized becomes so; weights for which the module
             has no use may be among them.
         algorithm: by which it does, one of `quantization.ALGORITHMS`.
@@ -58,7 +64,7 @@ def load_into(
     """
     sources = _sources(module, checkpoint, schemes)
 
-    def read(name: str) -> Tensor | nn.Module:
+    def read(name: str, device: torch.device | str) -> Weighty:
         weight = checkpoint.read(name)
         if isinstance(weight, Tensor):
             weight = weight.to(device=device, dtype=dtype)
@@ -67,19 +73,22 @@ def load_into(
             weight = quantize(weight, schemes[name], algorithm)
         return quantized_linear(weight.to(device), None)  # in its final form: no second copy
 
+    def put(name: str) -> Weighty:
+        return device(name, partial(read, name)) if callable(device) else read(name, device)
+
     names = set(sources.values())
     sizes = {name: info.nbytes for name, info in checkpoint.tensors.items() if name in names}
-    weights = _read_all(read, sizes, progress)
+    weights = _read_all(put, sizes, progress)
     _place(module, {parameter: weights[name] for parameter, name in sources.items()})
 
 
 def _read_all(
-    read: Callable[[str], Tensor | nn.Module],
+    read: Callable[[str], Weighty],
     sizes: Mapping[str, int],
     progress: Callable[[int, int], object] | None,
-) -> dict[str, Tensor | nn.Module]:
+) -> dict[str, Weighty]:
     """What is read of these names, in this order by several threads."""
-    weights: dict[str, Tensor | nn.Module] = {}
+    weights: dict[str, Weighty] = {}
     done, total = 0, sum(sizes.values())
     with ThreadPoolExecutor(READING_THREADS) as pool:
         results = pool.map(read, sizes)
@@ -93,7 +102,7 @@ def _read_all(
     return weights
 
 
-def _place(module: nn.Module, weights: Mapping[nn.Parameter, Tensor | nn.Module]) -> None:
+def _place(module: nn.Module, weights: Mapping[nn.Parameter, Weighty]) -> None:
     tensors = {
         parameter: nn.Parameter(weight, requires_grad=parameter.requires_grad)
         for parameter, weight in weights.items()
@@ -107,6 +116,13 @@ def _place(module: nn.Module, weights: Mapping[nn.Parameter, Tensor | nn.Module]
         else:
             weight.bias = owner.bias
             module.set_submodule(path, weight)
+
+
+def loaded_bytes(info: WeightInfo, dtype: torch.dtype) -> int:
+    """Size of a stored weight in memory, in a model of this dtype."""
+    if isinstance(info, QuantizedInfo) or not info.dtype.is_floating_point:
+        return info.nbytes
+    return prod(info.shape) * dtype.itemsize
 
 
 def _sources(

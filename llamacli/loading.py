@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar, Unpack
 
 import torch
 from torch import nn
@@ -21,24 +22,22 @@ from llamacli.checkpoint import (
     open_checkpoint,
     save_state_dict,
 )
-from llamacli.config import DTYPES, LlamaConfig
-from llamacli.dense_linear import cpu_computes_bfloat16
-from llamacli.errors import RequestError, ResourceError, check_choice, printable
+from llamacli.config import LlamaConfig
+from llamacli.devices import choose_device, choose_dtype, main_device
+from llamacli.errors import RequestError, check_choice
 from llamacli.generation_config import GenerationConfig
-from llamacli.kernels import native
+from llamacli.kernels import cuda_step
 from llamacli.kernels.decode_step import install
-from llamacli.load_into import load_into
+from llamacli.kernels.offloaded_step import dispatch_with_kernels
+from llamacli.load_into import load_into, loaded_bytes
 from llamacli.memory_estimate import estimate_memory
 from llamacli.model_folder import read_config
-from llamacli.quantization import Scheme
-from llamacli.quantization_plan import Recipe, plan_quantization
+from llamacli.offload import Offload
+from llamacli.placement import Placement, PlacementRequest, Placing, place, placement_request
+from llamacli.quantization_plan import PlannedWeight, Recipe, plan_quantization
 from llamacli.quantized_linear import is_quantized, round_activations
 from llamacli.torchao_config import recipe_of
 from llamacli.torchao_format import check_quantization_config
-
-logger = logging.getLogger(__name__)
-
-DEVICE_TYPES = ("cuda", "xpu", "mps", "cpu")  # in the order that "auto" prefers
 
 ModelName = str | os.PathLike[str]
 
@@ -61,8 +60,8 @@ class PreTrainedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
+        """Where ids belong: with the weights, or where most of these are used."""
+        return main_device(self)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,6 +80,7 @@ class PreTrainedModel(nn.Module):
         quantization_config: object = None,
         activations: str = "auto",
         report: Report = ignore,
+        **placing: Unpack[Placing],
     ) -> Self:
         """Read a model from a folder or the hub.
 
@@ -95,21 +95,26 @@ class PreTrainedModel(nn.Module):
             activations: "int8" rounds the input of int4 layers (see `round_activations`); "auto"
                 does not.
             report: is called with each step of a download.
+            placing: `device_map`, `max_memory` and `offload_folder`, as `Placing`.
 
         Raises:
+            TypeError: an option that is not supported, by name.
             LlamacliError: see `hub.resolve`, `LlamaConfig`, `checkpoint.open_checkpoint`,
-                `torchao_config.recipe_of`, `plan_quantization`, `round_activations`.
+                `torchao_config.recipe_of`, `plan_quantization`, `round_activations`, `place`.
         """
+        request = placement_request(device, placing)
+        recipe = None if quantization_config is None else recipe_of(quantization_config)
         folder = hub.resolve(model, revision=revision, report=report).path
         config = read_config(folder)
+        opened = open_weights(folder, config)
         loaded = load_model(
             cls,
             config,
-            open_weights(folder, config),
+            opened,
             dtype=dtype,
-            device=device,
+            device=_located(cls, config, opened, request, dtype, recipe),
             attn_implementation=attn_implementation,
-            recipe=None if quantization_config is None else recipe_of(quantization_config),
+            recipe=recipe,
             activations=activations,
         )
         loaded.generation_config = GenerationConfig.from_folder(folder)
@@ -121,13 +126,15 @@ class PreTrainedModel(nn.Module):
         """Write config.json, generation_config.json if there is one, and safetensors.
 
         Raises:
-            RequestError: weights are quantized.
+            RequestError: weights are quantized, or not in memory.
             LocalIOError: the disk refused.
         """
         if any(map(is_quantized, self.modules())):
             hint = "`llamacli quantize` writes one from the original folder"
             raise RequestError("a quantized model cannot be written", hint=hint)
         target, state = Path(folder), self.state_dict()
+        if any(tensor.is_meta for tensor in state.values()):
+            raise RequestError("a model that is partly on disk cannot be written")
         dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
         config = {"architectures": [type(self).__name__]} | self.config.to_dict()
         texts = {"config.json": config | {"torch_dtype": dtype}}
@@ -141,6 +148,19 @@ class PreTrainedModel(nn.Module):
 
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+
+
+def _located(
+    cls: type[ModelT],
+    config: LlamaConfig,
+    opened: Checkpoint,
+    where: str | torch.device | int | PlacementRequest,
+    dtype: str | torch.dtype,
+    recipe: Recipe | None,
+) -> str | torch.device | int | Placement:
+    if not isinstance(where, PlacementRequest):
+        return where
+    return plan_placement(cls, config, opened, where, dtype=dtype, recipe=recipe)
 
 
 def open_weights(folder: Path, config: LlamaConfig) -> Checkpoint:
@@ -160,7 +180,7 @@ def load_model(
     opened: Checkpoint,
     *,
     dtype: str | torch.dtype = "auto",
-    device: str | torch.device | int = "auto",
+    device: str | torch.device | int | Placement = "auto",
     attn_implementation: str = "sdpa",
     recipe: Recipe | None = None,
     activations: str = "auto",
@@ -173,32 +193,83 @@ def load_model(
     called with the bytes read so far and in all, after each weight.
     """
     rounds = choose("activations", activations, {"auto": False, "int8": True})
-    target, chosen = place(opened, dtype, device, recipe)
-    model = meta_model(cls, config, attn_implementation)
-    schemes: dict[str, Scheme] = {}
-    if recipe is not None:
-        plan = plan_quantization(opened, recipe, tied=config.tie_word_embeddings)
-        schemes = {name: planned.scheme for name, planned in plan.items() if planned.scheme}
+    target = choose_device(device.main_device if isinstance(device, Placement) else device)
+    ready = _prepare(cls, config, opened, recipe, attn_implementation)
     estimate_memory(
-        config, opened, dtype=chosen, device=target, recipe=recipe, rows=1, tokens=1
+        config, opened, dtype=dtype, device=device, recipe=recipe, rows=1, tokens=1
     ).require()
-    names = _names_for(model, opened.tensors)
-    tensors = {ours: opened.tensors[theirs] for ours, theirs in names.items()}
-    opened = dataclasses.replace(opened, tensors=tensors)
-    schemes = {ours: schemes[theirs] for ours, theirs in names.items() if theirs in schemes}
+    model, chosen = ready.model, choose_dtype(dtype, ready.stored, target)
+    schemes = {name: planned.scheme for name, planned in ready.plan.items() if planned.scheme}
+    offload = None
+    if isinstance(device, Placement) and device.is_split:
+        offload = Offload(device, ready.weights, chosen, schemes)
     load_into(
         model,
-        opened,
+        ready.weights,
         dtype=chosen,
-        device=target,
+        device=offload.place if offload else target,
         schemes=schemes,
         algorithm=recipe.algorithm if recipe else "rtn",
         progress=progress,
     )
     if rounds:
         round_activations(model)
-    install(model)
+    if offload is not None:
+        dispatch_with_kernels(model, partial(offload.dispatch, model))
+    elif not cuda_step.install(model):
+        install(model)
     return model.eval()
+
+
+def plan_placement(
+    cls: type[ModelT],
+    config: LlamaConfig,
+    opened: Checkpoint,
+    request: PlacementRequest,
+    *,
+    dtype: str | torch.dtype = "auto",
+    recipe: Recipe | None = None,
+) -> Placement:
+    """Where the parts of a model will go, from the headers alone; other arguments as `load_model`.
+
+    Raises:
+        RequestError, ResourceError: as `place`.
+    """
+    ready = _prepare(cls, config, opened, recipe)
+    chosen = choose_dtype(dtype, ready.stored, request.main_device)
+    nbytes = {name: loaded_bytes(info, chosen) for name, info in ready.weights.tensors.items()}
+    nbytes |= {name: planned.nbytes for name, planned in ready.plan.items() if planned.scheme}
+    return place(ready.model, nbytes, request)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready(Generic[ModelT]):
+    """A model without weights, and those that it will have, by its own names."""
+
+    model: ModelT
+    weights: Checkpoint
+    plan: Mapping[str, PlannedWeight]
+    stored: torch.dtype  # where nothing else is asked for
+
+
+def _prepare(
+    cls: type[ModelT],
+    config: LlamaConfig,
+    opened: Checkpoint,
+    recipe: Recipe | None,
+    attn_implementation: str = "sdpa",
+) -> _Ready[ModelT]:
+    model = meta_model(cls, config, attn_implementation)
+    stored = next(iter(opened.tensors.values())).dtype
+    plan: Mapping[str, PlannedWeight] = {}
+    if recipe is not None:
+        plan = plan_quantization(opened, recipe, tied=config.tie_word_embeddings)
+        stored = next(iter(plan.values())).dtype
+    names = _names_for(model, opened.tensors)
+    tensors = {ours: opened.tensors[theirs] for ours, theirs in names.items()}
+    weights = dataclasses.replace(opened, tensors=tensors)
+    plan = {ours: plan[theirs] for ours, theirs in names.items() if theirs in plan}
+    return _Ready(model, weights, plan, stored)
 
 
 def meta_model(cls: type[ModelT], config: LlamaConfig, attn_implementation: str = "sdpa") -> ModelT:
@@ -253,83 +324,3 @@ def choose(name: str, value: str, options: Mapping[str, OptionT]) -> OptionT:
     """
     check_choice(name, value, options)
     return options[value]
-
-
-def available_devices() -> list[str]:
-    """Device types that this machine has, in the order that "auto" prefers."""
-    return [name for name in DEVICE_TYPES if torch.get_device_module(name).is_available()]
-
-
-def choose_device(device: str | torch.device | int) -> torch.device:
-    """The device meant by "auto", "cpu", "cuda", "cuda:1", …; 0, 1, … are GPUs, -1 is the CPU.
-
-    Raises:
-        RequestError: not the name of a device.
-        ResourceError: this machine does not have it.
-    """
-    here = available_devices()
-    if str(device) == "-1":
-        device = "cpu"
-    elif str(device).isdecimal():
-        device = f"cuda:{device}"
-    if device == "auto":
-        return torch.device(here[0])
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        chosen = None
-    if chosen is None or chosen.type not in DEVICE_TYPES:
-        known = ", ".join(("auto", *DEVICE_TYPES))
-        shown = printable(repr(str(device)))
-        raise RequestError(f"device must be one of {known} (or cuda:1 …), got {shown}")
-    count = torch.get_device_module(chosen).device_count() if chosen.type in here else 0
-    if (chosen.index or 0) >= count:
-        message = f"this machine has no device {chosen}"
-        raise ResourceError(message, hint=f"it has: {', '.join(here)}")
-    return chosen
-
-
-def place(
-    weights: Checkpoint,
-    dtype: str | torch.dtype,
-    device: str | torch.device | int,
-    recipe: Recipe | None,
-) -> tuple[torch.device, torch.dtype]:
-    """Where the weights are going to be, and their dtype there; options as `load_model`.
-
-    Raises:
-        RequestError, ResourceError: as `choose_device` and `choose_dtype`.
-    """
-    target = choose_device(device)
-    # What was quantized computes in bfloat16.
-    stored = torch.bfloat16 if recipe else next(iter(weights.tensors.values())).dtype
-    return target, choose_dtype(dtype, stored, target)
-
-
-def choose_dtype(
-    dtype: str | torch.dtype, stored: torch.dtype, device: torch.device
-) -> torch.dtype:
-    """The dtype of the weights in memory.
-
-    "auto" is the stored one, except on a CPU: half precision becomes bfloat16 where the CPU
-    computes in it, else float32. (float16 is up to 100 times slower there.) bfloat16 stays where
-    the kernels read it.
-
-    Raises:
-        RequestError: not the name of a dtype that a model runs in.
-    """
-    name = str(dtype).removeprefix("torch.")
-    known: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
-    chosen = choose("dtype", name, {"auto": stored, **known})
-    if name != "auto" or device.type != "cpu" or stored not in (torch.float16, torch.bfloat16):
-        return chosen
-    if stored == torch.bfloat16 and native.reads_bfloat16():
-        return torch.bfloat16
-    if not cpu_computes_bfloat16():
-        return torch.float32
-    if stored == torch.float16:
-        logger.warning(
-            "the weights are rounded from float16 to bfloat16, in which this CPU computes;"
-            " dtype float32 keeps every bit"
-        )
-    return torch.bfloat16

@@ -1,18 +1,18 @@
 """The memory that a model will take, from its headers alone: weights + cache + scratch."""
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 
 from llamacli.checkpoint import Checkpoint
 from llamacli.config import LlamaConfig
+from llamacli.devices import choose_device, choose_dtype, free_memory_bytes
 from llamacli.errors import ResourceError
-from llamacli.generation import PREFILL_CHUNK
-from llamacli.load_into import READING_THREADS
-from llamacli.machine_memory import available_memory_bytes
+from llamacli.generation import GPU_PREFILL_CHUNK, PREFILL_CHUNK
+from llamacli.load_into import READING_THREADS, loaded_bytes
+from llamacli.placement import Placement
 from llamacli.quantization_plan import Recipe, plan_quantization
-from llamacli.torchao_format import QuantizedInfo, WeightInfo
+from llamacli.torchao_format import QuantizedInfo
 
 # Bytes for each number of a weight while it is quantized: itself, and copies of it in float32.
 _QUANTIZING = 16
@@ -66,19 +66,26 @@ def estimate_memory(
     config: LlamaConfig,
     weights: Checkpoint,
     *,
-    dtype: torch.dtype,
-    device: torch.device,
+    dtype: str | torch.dtype,
+    device: str | torch.device | int | Placement,
     recipe: Recipe | None,
     rows: int,
     tokens: int,
 ) -> MemoryEstimate:
     """The memory of a model that holds so many rows of so many tokens.
 
+    Of a placed model it is that on the main device.
+
     Raises:
+        RequestError, ResourceError: as `choose_device` and `choose_dtype`.
         CheckpointError, RequestError: the recipe does not fit, as `plan_quantization`.
     """
+    target = choose_device(device.main_device if isinstance(device, Placement) else device)
     infos = weights.tensors
-    sizes = {name: _loaded_bytes(info, dtype) for name, info in infos.items()}
+    # What was quantized computes in bfloat16.
+    stored = torch.bfloat16 if recipe else next(iter(infos.values())).dtype
+    chosen = choose_dtype(dtype, stored, target)
+    sizes = {name: loaded_bytes(info, chosen) for name, info in infos.items()}
     passing = {name: info.nbytes for name, info in infos.items() if sizes[name] != info.nbytes}
     if recipe is not None:
         plan = plan_quantization(weights, recipe, tied=config.tie_word_embeddings)
@@ -86,21 +93,17 @@ def estimate_memory(
         sizes |= {name: each.nbytes for name, each in planned.items()}
         passing |= {name: each.values * _QUANTIZING for name, each in planned.items()}
     passing |= {name: i.nbytes for name, i in infos.items() if isinstance(i, QuantizedInfo)}
+    placed = device.bytes_on(str(target)) if isinstance(device, Placement) else None
+    chunk = PREFILL_CHUNK if target.type == "cpu" else GPU_PREFILL_CHUNK
     return MemoryEstimate(
-        weights_bytes=sum(sizes.values()),
-        cache_bytes=rows * tokens * position_values(config) * dtype.itemsize,
+        weights_bytes=sum(sizes.values()) if placed is None else placed,
+        cache_bytes=rows * tokens * position_values(config) * chosen.itemsize,
         scratch_bytes=max(
             sum(sorted(passing.values())[-READING_THREADS:]),
-            _activation_values(config, rows, tokens) * max(dtype.itemsize, 4),
+            _activation_values(config, rows, tokens, chunk) * max(chosen.itemsize, 4),
         ),
-        available_bytes=_available(device),
+        available_bytes=free_memory_bytes(target),
     )
-
-
-def _loaded_bytes(info: WeightInfo, dtype: torch.dtype) -> int:
-    if isinstance(info, QuantizedInfo) or not info.dtype.is_floating_point:
-        return info.nbytes
-    return prod(info.shape) * dtype.itemsize
 
 
 def position_values(config: LlamaConfig) -> int:
@@ -108,16 +111,8 @@ def position_values(config: LlamaConfig) -> int:
     return 2 * config.num_hidden_layers * config.kv_heads * config.head_size
 
 
-def _activation_values(config: LlamaConfig, rows: int, tokens: int) -> int:
+def _activation_values(config: LlamaConfig, rows: int, tokens: int, chunk: int) -> int:
     """Of a layer for a chunk of the prompts, and of the logits."""
     heads = config.num_attention_heads + 2 * config.kv_heads
     of_token = 4 * config.hidden_size + 3 * config.intermediate_size + 2 * heads * config.head_size
-    return rows * (min(tokens, PREFILL_CHUNK) * of_token + 2 * config.vocab_size)
-
-
-def _available(device: torch.device) -> int | None:
-    if device.type == "cpu":
-        return available_memory_bytes()
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return None
+    return rows * (min(tokens, chunk) * of_token + 2 * config.vocab_size)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llamacli.dense_linear import BLOCK_ROWS, multiply_blocks
 from llamacli.errors import RequestError
-from llamacli.kernels import native
+from llamacli.kernels import cuda_int4, native
 from llamacli.quantization import Int4Weight, Int8Weight, QuantizedWeight, unpack_int4
 
 # Of activations: up to here the operators are faster. 5632×2048 in groups of 128, one thread with
@@ -33,6 +33,8 @@ def quantized_linear(weight: QuantizedWeight, bias: nn.Parameter | None) -> nn.M
         return TiledLinear(weight, bias)
     if isinstance(weight, Int8Weight):
         return Int8Linear(weight, bias)
+    if cuda_int4.fits(weight):
+        return cuda_int4.TinygemmLinear(weight, bias)
     fits = weight.shape[0] % _TILE_ROWS == 0 and weight.group_size in _OPERATOR_GROUPS
     if fits and weight.qdata.device.type == "cpu" and _packed_width():
         return PackedInt4Linear(weight, bias)
@@ -41,7 +43,8 @@ def quantized_linear(weight: QuantizedWeight, bias: nn.Parameter | None) -> nn.M
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether it is one of these layers."""
-    return isinstance(module, TiledLinear | Int8Linear | Int4Linear | PackedInt4Linear)
+    layers = TiledLinear | Int8Linear | Int4Linear | PackedInt4Linear | cuda_int4.TinygemmLinear
+    return isinstance(module, layers)
 
 
 def _add(out: Tensor, bias: Tensor | None) -> Tensor:

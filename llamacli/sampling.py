@@ -25,20 +25,16 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from llamacli.errors import CheckpointError, RequestError
+from llamacli.logits_filters import make_filters
 from llamacli.request import SamplingParams
 
 LogitsProcessor = Callable[[Sequence[int], Tensor], Tensor]
-LogitsFilter = Callable[[Tensor], Tensor]
-
-# Below this temperature the best token has all the probability that float32 can show.
-_GREEDY_TEMPERATURE = 1e-5
 
 
 class _RepetitionPenalty:
@@ -139,42 +135,6 @@ def _index(token_ids: Iterable[int], device: torch.device) -> Tensor:
     return torch.tensor([*token_ids], dtype=torch.long, device=device)
 
 
-def _top_k(k: int, logits: Tensor) -> Tensor:
-    """Keep the k most probable tokens, and those that equal the last of them."""
-    lowest = logits.topk(min(k, len(logits))).values[-1]
-    return logits.masked_fill(logits < lowest, -math.inf)
-
-
-def _top_p(p: float, logits: Tensor) -> Tensor:
-    """Keep the fewest tokens whose probabilities add up to p (arXiv:1904.09751)."""
-    probs = logits.softmax(-1)
-    # Sorting a vocabulary is slow. Tokens below (1 - p) / V cannot have more than 1 - p together,
-    # so none of them is kept; half of that leaves room for rounding.
-    candidates = (probs > (1 - p) / len(probs) / 2).nonzero().squeeze(-1)
-    order = probs[candidates].argsort(descending=True, stable=True)
-    return _keep_mass(p, candidates[order], probs, logits)
-
-
-def _min_p(p: float, logits: Tensor) -> Tensor:
-    """Keep the tokens with at least p times the best probability (arXiv:2407.01082)."""
-    return logits.masked_fill(logits < logits.max() + math.log(p), -math.inf)
-
-
-def _typical_p(mass: float, logits: Tensor) -> Tensor:
-    """Keep the tokens nearest to the expected information, up to a mass (arXiv:2202.00666)."""
-    logprobs = logits.log_softmax(-1)
-    probs = logprobs.exp()
-    entropy = -(probs * logprobs).nansum()  # 0 * -inf counts as 0
-    order = (logprobs + entropy).abs().argsort(stable=True)
-    return _keep_mass(mass, order, probs, logits)
-
-
-def _keep_mass(mass: float, order: Tensor, probs: Tensor, logits: Tensor) -> Tensor:
-    """Keep the first of the ids in `order`, up to the one whose probability completes `mass`."""
-    kept = order[: int((probs[order].cumsum(-1) < mass).sum()) + 1]
-    return torch.full_like(logits, -math.inf).index_copy(0, kept, logits[kept])
-
-
 def make_processors(
     params: SamplingParams,
     *,
@@ -218,22 +178,6 @@ def _check_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
         raise RequestError(f"{name}: token ids must be below {vocab_size}, got {highest}")
 
 
-def make_filters(params: SamplingParams) -> list[LogitsFilter]:
-    """Temperature and the filters that `params` asks for, in their order; none when greedy."""
-    if params.temperature < _GREEDY_TEMPERATURE:
-        return []
-    filters: list[LogitsFilter] = [lambda logits: logits / params.temperature]
-    if params.top_k:
-        filters.append(partial(_top_k, params.top_k))
-    if params.top_p < 1:
-        filters.append(partial(_top_p, params.top_p))
-    if params.min_p:
-        filters.append(partial(_min_p, params.min_p))
-    if params.typical_p < 1:
-        filters.append(partial(_typical_p, params.typical_p))
-    return filters
-
-
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One chosen token.
@@ -255,6 +199,10 @@ class Sampler:
     Every request has its own sampler, so what it gets never depends on the batch around it. A
     step takes one uniform number, from a generator of its own that lives on the CPU: the same seed
     gives the same numbers whatever the device.
+
+    Attributes:
+        token_ids: prompt and output so far.
+        logprobs: how many alternatives are told with their log-probabilities; None is nothing.
 
     Args:
         params: how to choose.
@@ -286,7 +234,7 @@ class Sampler:
             device=device,
         )
         self.filters = make_filters(params)
-        self._logprobs = params.logprobs
+        self.logprobs = params.logprobs
         self._generator = torch.Generator()
         if params.seed is None:
             self._generator.seed()
@@ -325,15 +273,18 @@ class Sampler:
         kept = (logits > -math.inf).nonzero().squeeze(-1)
         cumulative = logits[kept].softmax(-1).cumsum(-1)
         # The point lies in (0, total]: a token of probability 0 is never met, the end never passed.
-        uniform = torch.rand((), dtype=torch.float64, generator=self._generator).item()
-        point = cumulative[-1] * (1 - uniform)
+        point = cumulative[-1] * (1 - self.uniform())
         return int(kept[torch.searchsorted(cumulative, point)])
 
+    def uniform(self) -> float:
+        """The random number of the next token, in [0, 1)."""
+        return torch.rand((), dtype=torch.float64, generator=self._generator).item()
+
     def _choice(self, token_id: int, logits: Tensor) -> Choice:
-        if self._logprobs is None:
+        if self.logprobs is None:
             return Choice(token_id)
         logprobs = logits.log_softmax(-1)
-        alternatives = tuple((i, float(logprobs[i])) for i in _top(logprobs, self._logprobs))
+        alternatives = tuple((i, float(logprobs[i])) for i in _top(logprobs, self.logprobs))
         return Choice(token_id, float(logprobs[token_id]), alternatives)
 
 

@@ -165,8 +165,7 @@ class WeightFile:
         """One tensor, on the CPU. Several threads may read at once.
 
         Raises:
-            CheckpointError: the file has become shorter since it was opened.
-            LocalIOError: the disk refused.
+            CheckpointError, LocalIOError: as `read_into`.
             ResourceError: no memory.
         """
         try:
@@ -174,17 +173,39 @@ class WeightFile:
         except OSError as problem:
             message = f"no memory for a tensor of {info.nbytes:,} bytes"
             raise ResourceError(f"{self.name}: {message}") from problem
-        view = memory.numpy().data
-        done = 0
-        while done < info.nbytes:
-            try:
-                count = os.preadv(self._descriptor, [view[done:]], info.offset + done)
-            except OSError as problem:
-                raise self._unreadable(problem) from problem
-            if count == 0:
-                raise CheckpointError(f"{self.name} became shorter while it was read")
-            done += count
+        return self.read_into(info, memory)
+
+    def read_into(self, info: TensorInfo, memory: Tensor) -> Tensor:
+        """One tensor in memory that is given, uint8 (nbytes,) on the CPU.
+
+        Raises:
+            CheckpointError: the file has become shorter since it was opened.
+            LocalIOError: the disk refused.
+        """
+        try:
+            is_whole = read_bytes(self._descriptor, info.offset, memory)
+        except OSError as problem:
+            raise self._unreadable(problem) from problem
+        if not is_whole:
+            raise CheckpointError(f"{self.name} became shorter while it was read")
         return memory.view(info.dtype).view(info.shape)
+
+    def read_ahead(self, info: TensorInfo) -> None:
+        """Have the system read a tensor that will soon be wanted, where it can."""
+        if hasattr(os, "posix_fadvise"):
+            advice = os.POSIX_FADV_WILLNEED
+            os.posix_fadvise(self._descriptor, info.offset, info.nbytes, advice)
+
+
+def read_bytes(descriptor: int, offset: int, memory: Tensor) -> bool:
+    """Fill uint8 (N,) from a place in a file; whether there was enough. Raises OSError."""
+    view, done = memory.numpy().data, 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            return False
+        done += count
+    return True
 
 
 def _refuse_duplicates(header: bytes, where: str) -> None:

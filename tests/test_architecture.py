@@ -16,7 +16,7 @@ import llamacli
 ROWS = [
     # what needs the standard library alone
     """errors json_files labels config request masks rope atomic context_window stop_strings lookup
-    timings generation_config background hub.part_file mask_view mask_view.kinds
+    timings generation_config background hub.part_file mask_view mask_view.kinds memory_limits
     mask_view.labels mask_view.layout machine_memory benchmark benchmark.cases
     benchmark.shapes benchmark.record
     benchmark.report benchmark.compare benchmark.plot benchmark.neighbors""",
@@ -29,11 +29,13 @@ ROWS = [
     hub.transfer hub.target hub.download hub model_folder cpu_quota mask_view.rows mask_view.text
     mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
-    """cache outputs flash_attention memory sampling quantization kernels kernels.native
-    dense_linear quantized_linear kernels.long_prompts kernels.decode_step weight_file
-    torchao_format checkpoint_index checkpoint checkpoint_writer load_into quantization_plan
-    torchao_config conversion output_folder""",
-    "generation batch_generation streamers evaluation quantization_report memory_estimate",
+    """cache outputs flash_attention memory logits_filters sampling device_sampling devices
+    placement offload quantization kernels kernels.native kernels.cuda_int4 kernels.cuda_step
+    dense_linear quantized_linear kernels.long_prompts kernels.decode_step
+    kernels.offloaded_step weight_file torchao_format checkpoint_index checkpoint
+    checkpoint_writer load_into quantization_plan torchao_config conversion output_folder""",
+    """generation run_ahead batch_generation streamers evaluation quantization_report
+    memory_estimate""",
     "loading",
     "model",
     """heads attention_visualizer benchmark.machine benchmark.random_weights benchmark.measure
@@ -44,7 +46,8 @@ ROWS = [
     pipelines.factory""",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
-    cli.options cli.task_options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs
+    cli.options cli.task_options cli.placement_options
+    cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs
     cli.results cli.run_plan cli.run cli.task_records cli.run_task cli.progress
     cli.download_options cli.download_progress
     cli.download_report cli.download cli.quantize_options cli.quantize_evaluation
@@ -64,7 +67,7 @@ ONLY_IN = {
     "PIL": "llamacli.mask_view.png",
     "transformers": "llamacli.benchmark.transformers_peer",
     "torchao": "nobody",
-    "accelerate": "nobody",
+    "accelerate": "llamacli.placement",
 }
 HEAVY = {*"torch numpy safetensors sentencepiece tokenizers jinja2 huggingface_hub rich".split()}
 

@@ -92,6 +92,7 @@ def test_debug_can_be_set_by_a_variable(monkeypatch: pytest.MonkeyPatch) -> None
         "import torch; torch.empty(2**50)",
         "import torch; raise torch.OutOfMemoryError('CUDA out of memory')",
         "bytearray(2**60)",
+        "raise RuntimeError('CUDA error: out of memory')",
         "raise OSError(12, 'Cannot allocate memory')",
     ],
 )

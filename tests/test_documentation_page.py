@@ -216,7 +216,7 @@ def test_each_auto_class_opens_its_own(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"device_map": {"model": 0, "lm_head": 1}}, "device_map must be"),
+        ({"device_map": {"model": "cpu", "head": "cpu"}}, "device_map names modules"),
         ({"device_map": "balanced"}, "device must be one of"),
         ({"device_map": "cpu", "device": "cpu"}, "device_map"),
         ({"torch_dtype": "auto", "dtype": "auto"}, "torch_dtype"),

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-FAULTS = {*range(1, 120), *range(124, 127)}
+FAULTS = {*range(1, 127)}
 
 NOT_TESTED: dict[int, str] = {}  # number → reason
 

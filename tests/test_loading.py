@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM as Reference, LlamaModel as ReferenceModel
 
-from llamacli import loading
+from llamacli import devices
 from llamacli.checkpoint import open_checkpoint
 from llamacli.config import LlamaConfig
+from llamacli.devices import choose_device, choose_dtype
 from llamacli.errors import (
     CheckpointError,
     ConfigError,
@@ -25,7 +26,6 @@ from llamacli.errors import (
 )
 from llamacli.generation_config import GenerationConfig
 from llamacli.kernels import native
-from llamacli.loading import choose_device, choose_dtype
 from llamacli.model import LlamaForCausalLM, LlamaModel
 from llamacli.weight_file import WeightFile
 from tests.tiny import KINDS, SIZES, random_ids, reference, twin
@@ -295,7 +295,7 @@ def test_auto_is_the_stored_dtype_or_what_the_cpu_is_good_at(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: in_hardware)
+    monkeypatch.setattr(devices, "cpu_computes_bfloat16", lambda: in_hardware)
     monkeypatch.setattr(native, "kernels", lambda: None)
     caplog.set_level(logging.WARNING, "llamacli")
     assert choose_dtype("auto", stored, CPU) == expected
@@ -306,7 +306,7 @@ def test_auto_is_the_stored_dtype_or_what_the_cpu_is_good_at(
 def test_bfloat16_stays_where_the_kernels_read_it(
     stored: torch.dtype, kernel_set: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "cpu_computes_bfloat16", lambda: False)
+    monkeypatch.setattr(devices, "cpu_computes_bfloat16", lambda: False)
     is_read = stored == torch.bfloat16 and kernel_set != "portable"
     assert choose_dtype("auto", stored, CPU) == (torch.bfloat16 if is_read else torch.float32)
 
@@ -316,7 +316,7 @@ def test_auto_is_the_stored_dtype_on_other_devices() -> None:
 
 
 def test_auto_is_a_device_that_this_machine_has() -> None:
-    assert choose_device("auto").type == loading.available_devices()[0]
+    assert choose_device("auto").type == devices.available_devices()[0]
     assert choose_device("cpu") == choose_device(CPU) == CPU
 
 

@@ -144,7 +144,7 @@ def test_fault_119_too_little_memory_is_refused_before_a_weight_is_read(
         raise AssertionError("a weight was read")
 
     monkeypatch.setattr(Checkpoint, "read", read)
-    monkeypatch.setattr("llamacli.memory_estimate.available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("llamacli.devices.available_memory_bytes", lambda: 1000)
     for command in (("run", "-m", model, "a"), ("bench", model, "-p", "4", "-n", "0", "-q")):
         refused(here(*command), "weights 0.00 + cache 0.00 +", "0.00 GB are free", code=8)
     with pytest.raises(ResourceError, match=r"weights 0\.00 \+ .* 0\.00 GB are free"):
@@ -157,7 +157,7 @@ def test_fault_119_a_limit_of_the_shell_counts() -> None:
 
 
 def test_a_plan_is_told_and_nothing_is_loaded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamacli.memory_estimate.available_memory_bytes", lambda: 3 * 10**9)
+    monkeypatch.setattr("llamacli.devices.available_memory_bytes", lambda: 3 * 10**9)
     text = here("run", "-m", model, "--plan", "-n", "8", "moon").text
     *sizes, verdict = text.splitlines()
     assert verdict == "it fits"
@@ -166,7 +166,7 @@ def test_a_plan_is_told_and_nothing_is_loaded(model: Path, monkeypatch: pytest.M
 
 
 def test_a_plan_as_json(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamacli.memory_estimate.available_memory_bytes", lambda: 1)
+    monkeypatch.setattr("llamacli.devices.available_memory_bytes", lambda: 1)
     done = here("run", "-m", model, "--plan", "--json", "-n", "8", tty=("stdin",))
     assert here("run", "-m", model, "--plan", "--json", "-n", "8", stdin=b"").out == done.out
     found = json.loads(done.out)

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers.generation import logits_process as hf
 
 from llamacli.errors import CheckpointError, RequestError
+from llamacli.logits_filters import make_filters
 from llamacli.request import SamplingParams
-from llamacli.sampling import Choice, Sampler, make_filters, make_processors
+from llamacli.sampling import Choice, Sampler, make_processors
 
 V = 64
 CPU = torch.device("cpu")

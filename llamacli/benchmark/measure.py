@@ -73,5 +73,7 @@ def _time(model: CausalLM, token_ids: Tensor, cache: KVCache) -> float:
 
 def synchronize(device: torch.device) -> None:
     """Wait for what a device was told to do; a CPU has done it."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize()
+    if device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)

@@ -22,7 +22,7 @@ from llamacli.benchmark.work import Work
 from llamacli.checkpoint import Checkpoint
 from llamacli.config import LlamaConfig
 from llamacli.kernels.decode_step import kernel_set
-from llamacli.loading import load_model, place
+from llamacli.loading import load_model
 from llamacli.machine_memory import peak_memory_bytes, reset_peak_memory
 from llamacli.memory_estimate import estimate_memory
 from llamacli.model import LlamaForCausalLM
@@ -93,13 +93,12 @@ class Source:
         Raises:
             ResourceError: the sum is more than what is free.
         """
-        device, dtype = place(self.weights, settings.dtype, settings.device, self.recipe)
         needed = [
             estimate_memory(
                 self.config,
                 self.weights,
-                dtype=dtype,
-                device=device,
+                dtype=settings.dtype,
+                device=settings.device,
                 recipe=self.recipe,
                 rows=case.batch,
                 tokens=case.length,

@@ -103,11 +103,20 @@ def _explain_usage(error: "typer.TyperException") -> errors.RequestError:
     return errors.RequestError(text[0].lower() + text[1:], hint=f"{path} --help")
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch raises a bare RuntimeError on a CPU, and OutOfMemoryError on other devices.
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    if error is None:
+        return False
+    # torch raises a bare RuntimeError on a CPU, and OutOfMemoryError on other devices; the
+    # libraries of CUDA that take memory behind its back have words of their own.
+    phrases = (
+        "DefaultCPUAllocator: can't allocate memory",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+    )
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+        or any(phrase in str(error) for phrase in phrases)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or _is_out_of_memory(error.__context__)  # a graph whose capture failed says no more
     )

@@ -80,7 +80,9 @@ OfflineOption = Annotated[
 ]
 DeviceOption = Annotated[
     str,
-    option(_MODEL, "--device", metavar="DEVICE", help="auto, cpu, mps, cuda or 0, cuda:1 or 1."),
+    option(
+        _MODEL, "--device", metavar="DEVICE", help="auto, cpu, mps, xpu, cuda or 0, cuda:1 or 1."
+    ),
 ]
 DtypeOption = Annotated[Dtype, option(_MODEL, "--dtype", help="Number format of the weights.")]
 ThreadsOption = Annotated[

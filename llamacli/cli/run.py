@@ -12,10 +12,10 @@ from llamacli.cli.choices import Activations, CacheImplementation
 from llamacli.cli.console import Terminal
 from llamacli.cli.download_progress import resolve_model
 from llamacli.cli.exit_codes import ExitCode
+from llamacli.cli.placement_options import device_or_placement
 from llamacli.cli.prompt_sources import PromptRecord, collect_prompts
 from llamacli.cli.run_options import RunOptions, checked, origin
 from llamacli.cli.threads import calm_threads, default_threads, set_threads
-from llamacli.errors import LlamacliError
 
 if TYPE_CHECKING:
     from llamacli.checkpoint import Checkpoint
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llamacli.memory_estimate import MemoryEstimate
     from llamacli.model import LlamaForCausalLM
     from llamacli.model_folder import ModelFolder
+    from llamacli.placement import Placement
 
 SHORT_HELP = """\
 llamacli run continues a text. There is no prompt yet; give it one:
@@ -160,11 +161,14 @@ def load_weights(
     with terminal.importing():
         import torch
 
+        from llamacli.kernels.cuda_step import compile_step
         from llamacli.loading import load_model, open_weights
         from llamacli.model import LlamaForCausalLM
     set_threads(options.threads)
     weights = open_weights(folder.path, folder.config)
-    estimate(options, folder, weights, rows, tokens).require()
+    opens = opens or LlamaForCausalLM
+    device = device_or_placement(options, opens, folder.config, weights)
+    estimate(options, folder, weights, rows, tokens, device).require()
     if options.check_tensors:
         terminal.status("checking the weights …")
         weights.check_finite()
@@ -173,16 +177,18 @@ def load_weights(
         terminal.status(f"loading the weights: {done / 1e9:.1f} of {total / 1e9:.1f} GB …")
 
     model = load_model(
-        opens or LlamaForCausalLM,
+        opens,
         folder.config,
         weights,
         dtype=options.dtype.value,
-        device=options.device,
+        device=device,
         attn_implementation=options.attn_implementation.value,
         recipe=options.recipe,
         activations=options.activations.value,
         progress=show_progress,
     )
+    if options.compile:
+        compile_step(model)
     values = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if options.threads is None:
         torch.set_num_threads(default_threads(values))
@@ -190,17 +196,20 @@ def load_weights(
 
 
 def estimate(
-    options: RunOptions, folder: "ModelFolder", weights: "Checkpoint", rows: int, tokens: int
+    options: RunOptions,
+    folder: "ModelFolder",
+    weights: "Checkpoint",
+    rows: int,
+    tokens: int,
+    device: "str | Placement",
 ) -> "MemoryEstimate":
     """The memory that the model will take."""
-    from llamacli.loading import place
     from llamacli.memory_estimate import estimate_memory
 
-    device, dtype = place(weights, options.dtype.value, options.device, options.recipe)
     return estimate_memory(
         folder.config,
         weights,
-        dtype=dtype,
+        dtype=options.dtype.value,
         device=device,
         recipe=options.recipe,
         rows=rows,
@@ -219,10 +228,12 @@ def show_plan(terminal: Terminal, options: RunOptions) -> None:
         rows, tokens = 1, options.sampling(folder.config.context_length)["max_new_tokens"]
     from llamacli.cli.run_plan import plan_text
     from llamacli.loading import open_weights
+    from llamacli.model import LlamaForCausalLM
 
     weights = open_weights(folder.path, folder.config)
-    needed = estimate(options, folder, weights, rows, tokens)
-    terminal.write(plan_text(needed, rows, tokens, as_json=options.json))
+    device = device_or_placement(options, LlamaForCausalLM, folder.config, weights)
+    needed = estimate(options, folder, weights, rows, tokens, device)
+    terminal.write(plan_text(needed, rows, tokens, device, as_json=options.json))
 
 
 def describe(
@@ -232,13 +243,12 @@ def describe(
     from llamacli.cli.results import RunFacts
     from llamacli.kernels.decode_step import kernel_set
 
-    weight = model.model.norm.weight  # never quantized
     rounds = options.activations is Activations.INT8
     return RunFacts(
         model="demo" if options.model is None else options.model,
         revision=folder.revision,
-        device=str(weight.device),
-        dtype=str(weight.dtype).removeprefix("torch."),
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
         kernels=f"{kernel_set(model)} int8" if rounds else kernel_set(model),
         load_s=load_s,
         lookup=options.lookup,
@@ -261,15 +271,16 @@ def start_batch(
     options: RunOptions, folder: "ModelFolder", model: "LlamaForCausalLM", batch: "Sequence[Job]"
 ) -> "TokenStream":
     """The token stream of some jobs."""
-    from llamacli.generation import TokenStream
+    from llamacli.run_ahead import token_stream
 
-    return TokenStream(
+    is_static = options.cache_implementation is CacheImplementation.STATIC
+    return token_stream(
         model,
         [job.prompt_ids for job in batch],
         [job.params for job in batch],
         eos_token_ids=folder.eos_token_ids,
         vocab_size=folder.tokenizer.vocab_size,
-        static_cache=options.cache_implementation is CacheImplementation.STATIC,
+        static_cache=is_static or options.compile,  # another size would be compiled anew
         lookup=options.lookup,
     )
 
@@ -294,7 +305,7 @@ def write_batch(
             output.piece(first + row, piece)
             if piece.finish_reason:
                 output.done(first + row, results[row])
-    except LlamacliError:
+    except Exception:  # memory may run out here, too
         output.break_off()
         raise
     for row, result in enumerate(results):

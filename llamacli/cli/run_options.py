@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from llamacli.cli import options as opt, task_options as task_opt
+from llamacli.cli import options as opt, placement_options as place_opt, task_options as task_opt
 from llamacli.cli.choices import (
     Activations,
     AttnImplementation,
@@ -19,6 +19,7 @@ from llamacli.cli.choices import (
 from llamacli.cli.console import Color
 from llamacli.cli.prompt_sources import Records
 from llamacli.errors import RequestError
+from llamacli.memory_limits import memory_limits
 from llamacli.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _CONTRADICTIONS = (
     ("raw", "prefill"),
     ("raw", "chat_template"),
     *combinations(("lines", "jsonl", "null"), 2),
+    *(("device", name) for name in place_opt.NAMES),
 )
 
 
@@ -44,6 +46,10 @@ class RunOptions:
     revision: opt.RevisionOption = None
     offline: opt.OfflineOption = False
     device: opt.DeviceOption = "auto"
+    device_map: place_opt.DeviceMapOption = None
+    max_memory: place_opt.MaxMemoryOption = None
+    offload_folder: place_opt.OffloadFolderOption = None
+    compile: place_opt.CompileOption = False
     dtype: opt.DtypeOption = Dtype.AUTO
     quantize: opt.QuantizeOption = None
     activations: opt.ActivationsOption = Activations.AUTO
@@ -139,6 +145,8 @@ def checked(ctx: typer.Context, options: RunOptions) -> RunOptions:
     asked = options.sampling() | {"seed": options.seed}
     with named_by_option(ctx):
         SamplingParams(**{name: value for name, value in asked.items() if value is not None})
+        if options.max_memory is not None:
+            memory_limits(options.max_memory)
     return options
 
 

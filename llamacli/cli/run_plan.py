@@ -6,16 +6,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llamacli.memory_estimate import MemoryEstimate
+    from llamacli.placement import Part, Placement
 
 SCHEMA_VERSION = 1
 
 
-def plan_text(needed: "MemoryEstimate", rows: int, tokens: int, *, as_json: bool) -> str:
-    """The sum, what is free, and whether that is enough."""
+def plan_text(
+    needed: "MemoryEstimate", rows: int, tokens: int, device: "str | Placement", *, as_json: bool
+) -> str:
+    """Where the weights go, the sum on the main device, what is free, and whether it fits."""
+    parts: list[Part] = [] if isinstance(device, str) else device.parts
     if as_json:
-        facts = {"schema_version": SCHEMA_VERSION, "rows": rows, "tokens": tokens}
-        facts |= dataclasses.asdict(needed)
+        facts: dict[str, object] = {"schema_version": SCHEMA_VERSION}
+        facts |= {"rows": rows, "tokens": tokens} | dataclasses.asdict(needed)
         facts |= {"total_bytes": needed.total_bytes, "fits": needed.fits}
+        facts["placement"] = [part._asdict() for part in parts]
         return json.dumps(facts) + "\n"
     sizes = {
         "weights": needed.weights_bytes,
@@ -27,4 +32,12 @@ def plan_text(needed: "MemoryEstimate", rows: int, tokens: int, *, as_json: bool
     width = max(map(len, sizes))
     shown = {name: "unknown" if n is None else f"{n / 1e9:.2f} GB" for name, n in sizes.items()}
     lines = [f"{name:<{width}}  {size:>10}" for name, size in shown.items()]
-    return "\n".join([*lines, "it fits" if needed.fits else "it does not fit"]) + "\n"
+    verdict = "it fits" if needed.fits else "it does not fit"
+    return "\n".join([*_table(parts), *lines, verdict]) + "\n"
+
+
+def _table(parts: "list[Part]") -> list[str]:
+    """A line for each part, and an empty one."""
+    width = max((len(part.modules) for part in parts), default=0)
+    lines = [f"{p.modules:<{width}}  {p.device:<6}  {p.nbytes / 1e9:>7.2f} GB" for p in parts]
+    return [*lines, ""] if lines else []

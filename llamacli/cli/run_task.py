@@ -24,8 +24,9 @@ SCHEMA_VERSION = 1
 
 # The options that have an effect on each task.
 _OF_OTHERS = frozenset(
-    """prompt model revision offline device dtype quantize activations threads attn_implementation
-    check_tensors prompt_file task format column output json color quiet debug""".split()
+    """prompt model revision offline device device_map max_memory offload_folder dtype quantize
+    activations threads attn_implementation check_tensors prompt_file task format column
+    output json color quiet debug""".split()
 )
 _OF_TASK = {
     Task.TEXT_GENERATION: {field.name for field in dataclasses.fields(RunOptions)}

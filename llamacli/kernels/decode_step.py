@@ -264,9 +264,12 @@ class DecodeStep:
         threads = torch.get_num_threads()
         scratch = torch.empty(kernels().llamacli_scratch(byref(step), threads))
         step.scratch = scratch.data_ptr()
-        kernels().llamacli_step(byref(step), threads)
+        self._run(step, cached.layers, input_ids, threads)
         cache.advance(length)
         return out
+
+    def _run(self, step: Step, layers: Any, input_ids: Tensor, threads: int) -> None:
+        kernels().llamacli_step(byref(step), threads)
 
     def _angles(
         self, input_ids: Tensor, position_ids: Tensor | None, offset: int

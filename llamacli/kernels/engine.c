@@ -673,9 +673,10 @@ static void step_job(int thread, int threads, void *argument) {
                           s->out + row * s->hidden_size);
 }
 
+/* Without embeddings x goes on from the step before it, in the same scratch. */
 EXPORT void llamacli_step(struct step *step, int threads) {
     step->x = step->scratch;
-    for (int64_t row = 0; row < step->rows; row++)
+    for (int64_t row = 0; step->embeddings && row < step->rows; row++)
         kernels->widen_row(step->embeddings + step->token_ids[row] * step->hidden_size,
                            step->hidden_size, step->x + row * step->hidden_size);
     run(step_job, step, threads);

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from llamacli.auto import AutoTokenizer, one_device, open_model
+from llamacli.auto import AutoTokenizer, open_model
 from llamacli.errors import RequestError
 from llamacli.loading import PreTrainedModel, choose
 from llamacli.pipelines.base import Pipeline
@@ -22,7 +22,9 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "ner": TokenClassificationPipeline,
 }
 
-_LOADING = ("dtype", "torch_dtype", "device_map", "attn_implementation", "quantization_config")
+_LOADING = """
+    dtype torch_dtype device_map max_memory offload_folder attn_implementation quantization_config
+""".split()
 
 
 def pipeline(
@@ -43,8 +45,9 @@ def pipeline(
         tokenizer: None takes that of the folder or hub name.
         revision: branch, tag or commit of a hub model.
         device: "cpu" or -1, 0 for the first GPU, "cuda:1", …; None takes the best there is.
-        options: `dtype` or `torch_dtype`, `device_map`, `attn_implementation` and
-            `quantization_config` of the model; the others are defaults of the calls.
+        options: `dtype` or `torch_dtype`, `device_map`, `max_memory`, `offload_folder`,
+            `attn_implementation` and `quantization_config` of the model; the others are defaults
+            of the calls.
 
     Raises:
         TypeError: an option that is not supported, by name.
@@ -54,7 +57,7 @@ def pipeline(
     opened = choose("task", task, PIPELINES)
     loading = {name: options.pop(name) for name in _LOADING if name in options}
     if device is not None:
-        loading["device"] = one_device(device)
+        loading["device"] = device
     if revision is not None:
         loading["revision"] = revision
     if tokenizer is None and not isinstance(model, PreTrainedModel):
