@@ -119,7 +119,7 @@ class TokenStream:
         ]
         longest = max(map(len, prompts), default=0)
         max_length = longest + max(self._budgets, default=0) if static_cache else None
-        self._cache = KVCache(model.config.num_hidden_layers, max_length=max_length)
+        self._cache = new_cache(model, max_length)
         self._attention_mask: Tensor | None = None  # (B, S), None without padding
         drafts = lookup > 0 and not model.config.rope_follows_length
         self._lookup = NgramLookup(lookup) if drafts else None
@@ -227,6 +227,12 @@ class TokenStream:
         self.timings.decoded_tokens += len(token_ids)
         self.timings.drafted_tokens += len(draft)
         return logits  # type: ignore[no-any-return]
+
+
+def new_cache(model: CausalLM, max_length: int | None = None) -> KVCache:
+    """An empty cache of the class that the model names, `KVCache` where it names none."""
+    cache_class: type[KVCache] = getattr(model, "cache_class", KVCache)
+    return cache_class(model.config.num_hidden_layers, max_length=max_length)
 
 
 def next_logits(

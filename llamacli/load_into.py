@@ -56,7 +56,7 @@ def load_into(
             and not those of a linear layer; found before memory is allocated.
         CheckpointError, LocalIOError, ResourceError: as `Checkpoint.read`.
     """
-    sources = _sources(module, checkpoint, schemes)
+    sources = weight_sources(module, checkpoint, schemes)
 
     def read(name: str) -> Tensor | nn.Module:
         weight = checkpoint.read(name)
@@ -109,7 +109,7 @@ def _place(module: nn.Module, weights: Mapping[nn.Parameter, Tensor | nn.Module]
             module.set_submodule(path, weight)
 
 
-def _sources(
+def weight_sources(
     module: nn.Module, checkpoint: Checkpoint, schemes: Mapping[str, Scheme]
 ) -> dict[nn.Parameter, str]:
     """The stored weight of each parameter, the first of its names that the checkpoint has."""

@@ -181,7 +181,7 @@ def load_model(
         schemes = {name: planned.scheme for name, planned in plan.items() if planned.scheme}
         stored = next(iter(plan.values())).dtype
     chosen = choose_dtype(dtype, stored, target)
-    names = _names_for(model, opened.tensors)
+    names = names_for(model, opened.tensors)
     tensors = {ours: opened.tensors[theirs] for ours, theirs in names.items()}
     opened = dataclasses.replace(opened, tensors=tensors)
     schemes = {ours: schemes[theirs] for ours, theirs in names.items() if theirs in schemes}
@@ -220,7 +220,7 @@ class _WithoutInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _names_for(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
+def names_for(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
     """Name of a weight in the model → in the checkpoint.
 
     These begin with the prefix of a model with a head, or do not. So a `LlamaModel` reads the

@@ -38,7 +38,7 @@ LogitsProcessor = Callable[[Sequence[int], Tensor], Tensor]
 LogitsFilter = Callable[[Tensor], Tensor]
 
 # Below this temperature the best token has all the probability that float32 can show.
-_GREEDY_TEMPERATURE = 1e-5
+GREEDY_TEMPERATURE = 1e-5
 
 
 class _RepetitionPenalty:
@@ -220,7 +220,7 @@ def _check_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
 
 def make_filters(params: SamplingParams) -> list[LogitsFilter]:
     """Temperature and the filters that `params` asks for, in their order; none when greedy."""
-    if params.temperature < _GREEDY_TEMPERATURE:
+    if params.temperature < GREEDY_TEMPERATURE:
         return []
     filters: list[LogitsFilter] = [lambda logits: logits / params.temperature]
     if params.top_k:
