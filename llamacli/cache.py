@@ -1,5 +1,7 @@
 """KVCache: owns the keys, the values and the position."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -99,6 +101,12 @@ class KVCache:
         if buffer is not None:
             larger[:, :, : self.length] = buffer[:, :, : self.length]
         return larger
+
+
+def new_cache(model: Any, max_length: int | None = None) -> KVCache:
+    """An empty cache of the class that a model names, `KVCache` where it names none."""
+    cache_class: type[KVCache] = getattr(model, "cache_class", KVCache)
+    return cache_class(model.config.num_hidden_layers, max_length=max_length)
 
 
 def _kind(keys: Tensor) -> str:

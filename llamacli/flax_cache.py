@@ -1,16 +1,17 @@
 """FlaxKVCache: the keys, the values and the position, as JAX wants them."""
 
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
 
 from llamacli.config import LlamaConfig
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class FlaxKVCache:
     """Keys and values of every layer, for tokens 0 … length-1 of each row.
 
@@ -35,7 +36,7 @@ class FlaxKVCache:
             tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
             for _ in range(2)
         )
-        return cls(jnp.zeros((), jnp.int32), keys, values)
+        return cls(length=jnp.zeros((), jnp.int32), keys=keys, values=values)
 
     @property
     def max_length(self) -> int:
@@ -54,8 +55,8 @@ class FlaxKVCache:
         all_keys, all_values = list(self.keys), list(self.values)
         all_keys[layer_idx] = lax.dynamic_update_slice(all_keys[layer_idx], keys, start)
         all_values[layer_idx] = lax.dynamic_update_slice(all_values[layer_idx], values, start)
-        return self.replace(keys=tuple(all_keys), values=tuple(all_values))
+        return replace(self, keys=tuple(all_keys), values=tuple(all_values))
 
     def advance(self, count: int) -> Self:
         """With the position past `count` tokens that every layer has been given."""
-        return self.replace(length=self.length + count)
+        return replace(self, length=self.length + count)

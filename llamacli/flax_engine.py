@@ -1,9 +1,11 @@
 """A Flax twin behind the interface of the torch model, so that `TokenStream` runs it.
 
-JAX computes, everything around it (samplers, stop rules, streams, statistics) stays the same. A step
-is compiled once for each number of rows and each bucket of tokens.
+JAX computes; all around it (samplers, stop rules, streams, statistics) stays the same. A step is
+compiled once for each number of rows and each bucket of tokens.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as linen
@@ -14,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from llamacli.cache import KVCache
+from llamacli.checkpoint import Checkpoint
+from llamacli.config import LlamaConfig
 from llamacli.flax_cache import FlaxKVCache
 from llamacli.flax_generation import bucket
+from llamacli.flax_loading import choose_platform, load_twin
 from llamacli.flax_model import FlaxLlamaForCausalLM
-from llamacli.flax_weights import to_torch
+from llamacli.flax_weights import Params, to_torch
 
 
 class FlaxCache(KVCache):
@@ -37,7 +42,13 @@ class FlaxCache(KVCache):
 
 
 class FlaxEngine:
-    """A Flax language model as `generation.CausalLM`."""
+    """A Flax language model as `generation.CausalLM`.
+
+    Attributes:
+        dtype: of the parameters.
+        device: where JAX computes, if torch knows it.
+        step_bytes: of the parameters that a decode step reads: all but the embedding.
+    """
 
     cache_class = FlaxCache
 
@@ -45,8 +56,40 @@ class FlaxEngine:
         self.config = twin.config
         self.model = _Base(twin)
         self.lm_head = _Head(twin)
-        self.dtype = to_torch(jnp.zeros((), twin.dtype)).dtype
-        (self.device,) = jax.tree.leaves(twin.params)[0].devices()
+        self.dtype: torch.dtype = getattr(torch, jnp.dtype(twin.dtype).name)
+        on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+        self.device = torch.device("cuda" if on_gpu else "cpu")
+        embedding = {} if self.config.tie_word_embeddings else twin.params["model"]["embed_tokens"]
+        self.step_bytes = _nbytes(twin.params) - _nbytes(embedding)
+
+
+def load_engine(
+    config: LlamaConfig,
+    opened: Checkpoint,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    attn_implementation: str = "sdpa",
+    progress: Callable[[int, int], object] | None = None,
+) -> FlaxEngine:
+    """Read the weights into a Flax language model; options as `load_twin`.
+
+    `device` is "auto", JAX's first, or "cpu".
+    """
+    choose_platform(device)
+    twin = load_twin(
+        FlaxLlamaForCausalLM,
+        config,
+        opened,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        progress=progress,
+    )
+    return FlaxEngine(twin)
+
+
+def _nbytes(params: Params) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
 class _Base(nn.Module):
@@ -85,7 +128,7 @@ class _Base(nn.Module):
         position_ids = (is_token.cumsum(axis=1, dtype=np.int32) - 1).clip(min=0)
         position_ids = position_ids[:, cache.length : cache.length + width]
         position_ids[:, length:] = position_ids[:, length - 1 : length]  # of what is cut off
-        contents = cache.contents.replace(length=np.int32(cache.length))
+        contents = replace(cache.contents, length=np.int32(cache.length))
         hidden_states, cache.contents = self._step(
             self._twin.params, ids, is_token, position_ids, contents
         )

@@ -6,7 +6,7 @@ are other sampling parameters. Rows never influence each other: each has its own
 """
 
 import secrets
-from dataclasses import fields
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import lax
 
 from llamacli.batch_generation import (
@@ -51,7 +50,8 @@ class FlaxCausalLM(Defaults, Protocol):
     loop: Any
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class _Choice:
     """How tokens are chosen: numbers that may differ from call to call.
 
@@ -73,7 +73,8 @@ class _Choice:
     repetition_penalty: Any
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class _State:
     """Of the loop, with `count` tokens chosen.
 
@@ -224,7 +225,7 @@ def _loop(
 
     def body(state: _State) -> _State:
         logits, cache = step(state.last[:, None], state.cache)
-        return _choose(state.replace(cache=cache), logits, choice, sampled=sampled)
+        return _choose(replace(state, cache=cache), logits, choice, sampled=sampled)
 
     rows, length = prompt.shape
     dtype = jax.tree.leaves(params)[0].dtype
@@ -240,7 +241,8 @@ def _loop(
         is_finite=jnp.ones((), bool),
     )
     state = _choose(state, logits, choice, sampled=sampled)
-    return lax.while_loop(lambda state: state.going_on.any(), body, state)
+    state = lax.while_loop(lambda state: state.going_on.any(), body, state)
+    return state
 
 
 def _rows(count: int) -> jax.Array:
@@ -253,7 +255,8 @@ def _choose(state: _State, logits: jax.Array, choice: _Choice, *, sampled: bool)
     chosen = _draw(processed, state, choice) if sampled else processed.argmax(-1)
     lengths = state.lengths + state.going_on
     ends = choice.is_eos[chosen] | (lengths >= choice.budgets)
-    return state.replace(
+    return replace(
+        state,
         count=state.count + 1,
         last=chosen,
         new_ids=state.new_ids.at[:, state.count].set(chosen),

@@ -1,4 +1,4 @@
-"""FlaxPreTrainedModel: a module, its parameters, and the folders they are read from and written to."""
+"""FlaxPreTrainedModel: a module, its parameters, and the folders that hold them."""
 
 import dataclasses
 import os
@@ -14,13 +14,15 @@ from llamacli import hub
 from llamacli.background import Report, ignore
 from llamacli.checkpoint import Checkpoint
 from llamacli.config import LlamaConfig
-from llamacli.errors import RequestError
+from llamacli.errors import RequestError, check_choice
 from llamacli.flax_cache import FlaxKVCache
+from llamacli.flax_generation import compiled_loop
 from llamacli.flax_weights import Params, fill_twin, read_params
 from llamacli.generation_config import GenerationConfig
 from llamacli.loading import ModelName, PreTrainedModel, choose, meta_model, open_weights
 from llamacli.model_folder import read_config
-
+from llamacli.torchao_format import QuantizedInfo, WeightInfo
+from llamacli.weight_file import TensorInfo
 
 
 class FlaxPreTrainedModel:
@@ -35,6 +37,7 @@ class FlaxPreTrainedModel:
 
     Attributes:
         module: the Flax module, for what `__call__` cannot do.
+        loop: the whole loop of `generate`.
         params: a tree of arrays, with the paths of Hugging Face's Flax models.
         generation_config: the model's own defaults for `generate`.
     """
@@ -55,6 +58,7 @@ class FlaxPreTrainedModel:
         self.generation_config = GenerationConfig()
         self.module = self.module_class(config, attn_implementation)
         self.params: Params = self._random(seed, dtype) if params is None else params
+        self.loop = compiled_loop(self.module)
         self._apply = jax.jit(
             self.module.apply,
             static_argnames=("train", "output_hidden_states", "output_attentions"),
@@ -65,7 +69,7 @@ class FlaxPreTrainedModel:
             params = self.module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
             return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
-        return jax.jit(make)(jax.random.key(seed))  # type: ignore[no-any-return]
+        return jax.jit(make)(jax.random.key(seed))
 
     @property
     def dtype(self) -> Any:
@@ -85,12 +89,12 @@ class FlaxPreTrainedModel:
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """Compute with the parameters; compiled once for each shape of the arguments.
+        """Compute; compiled once for each shape of the arguments.
 
         Args:
             input_ids: (B, T).
-            attention_mask: (B, up to S), 1 where a real token stands, 0 for padding; what it does not
-                reach is no padding. None means no padding.
+            attention_mask: (B, up to S), 1 where a real token stands, 0 for padding. Tokens behind
+                its end are real; None means that all are.
             position_ids: (B, T); counted from each row's first real token when None.
             params: in place of the model's own.
             past_key_values: of `init_cache` or the last call; holds the tokens before these.
@@ -104,10 +108,9 @@ class FlaxPreTrainedModel:
             `FlaxBaseModelOutput` or `FlaxCausalLMOutput`.
 
         Raises:
-            RequestError: an array has the wrong shape, the cache is full, or dropout has no key.
+            RequestError: a wrong shape, a full cache, or dropout without a key.
         """
-        ids = _array("input_ids", input_ids)
-        mask = None if attention_mask is None else _array("attention_mask", attention_mask)
+        ids, mask = _array("input_ids", input_ids), _array("attention_mask", attention_mask)
         _check_room(ids, mask, past_key_values)
         if train and self.config.attention_dropout and dropout_rng is None:
             raise RequestError("training with attention_dropout needs a dropout_rng")
@@ -115,7 +118,7 @@ class FlaxPreTrainedModel:
             {"params": self.params if params is None else params},
             ids,
             mask,
-            None if position_ids is None else _array("position_ids", position_ids),
+            _array("position_ids", position_ids),
             past_key_values,
             rngs=None if dropout_rng is None else {"dropout": dropout_rng},
             train=train,
@@ -143,7 +146,7 @@ class FlaxPreTrainedModel:
         Args:
             model: a folder, or a hub name such as "meta-llama/Llama-3.2-1B".
             revision: branch, tag or commit of a hub model.
-            dtype: of the parameters; "auto" keeps that of the files.
+            dtype: of the parameters; "auto" keeps that of the files, but on a CPU it is float32.
             attn_implementation: "sdpa" or "eager".
             report: is called with each step of a download.
 
@@ -181,20 +184,17 @@ def load_twin(
     opened: Checkpoint,
     *,
     dtype: Any = "auto",
-    device: jax.Device | None = None,
     attn_implementation: str = "sdpa",
     progress: Callable[[int, int], object] | None = None,
 ) -> ModelT:
-    """Read the weights into a new model; options as `from_pretrained`.
+    """Read the weights into a new model on JAX's first device; options as `from_pretrained`.
 
-    `device` is JAX's first when None. `progress` is called with the bytes read so far and in all,
-    after each weight.
+    `progress` is called with the bytes read so far and in all, after each weight.
     """
     params = read_params(
         meta_model(cls.torch_class, config),
         opened,
         dtype=choose_dtype(dtype, next(iter(opened.tensors.values())).dtype),
-        device=device or jax.devices()[0],
         progress=progress,
     )
     plain = dataclasses.replace(config, quantization_config=None)
@@ -202,20 +202,50 @@ def load_twin(
 
 
 def choose_dtype(dtype: Any, stored: torch.dtype) -> torch.dtype:
-    """The dtype of the parameters; "auto" is the stored one, float32 where JAX has no such.
+    """The dtype of the parameters.
+
+    "auto" is the stored one; on a CPU it is float32, since XLA widens half precision there in each
+    step: decode of a 1.1B model took five times as long in bfloat16.
 
     Raises:
         RequestError: not the name of a dtype that a twin computes in.
     """
     known = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
-    auto = stored if stored in known.values() else torch.float32
+    keeps = stored in known.values() and jax.default_backend() != "cpu"
+    auto = stored if keeps else torch.float32
     named = isinstance(dtype, str | torch.dtype)
     name = str(dtype).removeprefix("torch.") if named else jnp.dtype(dtype).name
-    return choose("dtype", name, {"auto": auto, **known})
+    options: dict[str, torch.dtype] = {"auto": auto, **known}
+    return choose("dtype", name, options)
 
 
-def _array(name: str, values: Any) -> jax.Array:
-    """(B, T) integers."""
+def choose_platform(device: str) -> None:
+    """Have JAX compute on its first device ("auto") or on the CPU, before it has begun.
+
+    Raises:
+        RequestError: another device.
+    """
+    check_choice("device", device, ("auto", "cpu"))
+    if device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+
+
+def as_loaded(opened: Checkpoint, dtype: str, device: str) -> tuple[Checkpoint, str]:
+    """Headers and dtype of weights that are read as `load_twin` does, for an estimate of memory."""
+    choose_platform(device)
+    chosen = choose_dtype(dtype, next(iter(opened.tensors.values())).dtype)
+    tensors: dict[str, WeightInfo] = {
+        name: TensorInfo(info.shape, chosen, "", 0) if isinstance(info, QuantizedInfo) else info
+        for name, info in opened.tensors.items()
+    }
+    plain = dataclasses.replace(opened, tensors=tensors)
+    return plain, str(chosen).removeprefix("torch.")
+
+
+def _array(name: str, values: Any) -> Any:
+    """(B, T) integers, or None."""
+    if values is None:
+        return None
     array = jnp.asarray(values, jnp.int32)
     if array.ndim != 2:
         raise RequestError(f"{name} must have two dimensions, rows and tokens, got {array.ndim}")

@@ -10,25 +10,27 @@ computes, and a model that holds the module and its parameters.
 
 import math
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from llamacli import masks
 from llamacli.config import LlamaConfig
 from llamacli.flax_cache import FlaxKVCache
-from llamacli.flax_generation import compiled_loop, generate
+from llamacli.flax_generation import generate
 from llamacli.flax_loading import FlaxPreTrainedModel
 from llamacli.flax_outputs import FlaxBaseModelOutput, FlaxCausalLMOutput, FlaxGenerateOutput
 from llamacli.loading import choose
 from llamacli.model import LlamaForCausalLM, LlamaModel
 from llamacli.rope import rope_frequencies
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+Cache = FlaxKVCache | None
+Rope = tuple[Array, Array]  # cos and sin
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
     "swish": nn.silu,
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -45,7 +47,7 @@ class FlaxRMSNorm(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         """Normalize the last dimension: (…, C) → (…, C)."""
         weight = self.param("weight", nn.initializers.ones, (self.hidden_size,))
         wide = x.astype(jnp.float32)
@@ -62,7 +64,7 @@ class FlaxRotaryEmbedding(nn.Module):
 
     config: LlamaConfig
 
-    def __call__(self, position_ids: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, position_ids: Array, dtype: Any) -> Rope:
         """(B, T) positions → cos and sin, each (B, T, 1, D), halves repeated."""
         frequencies, attention_factor = self._frequencies_for(position_ids)
         angles = position_ids[..., None].astype(jnp.float32) * frequencies
@@ -70,15 +72,15 @@ class FlaxRotaryEmbedding(nn.Module):
         cos, sin = jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
         return cos.astype(dtype), sin.astype(dtype)
 
-    def _frequencies_for(self, position_ids: jax.Array) -> tuple[jax.Array, float]:
+    def _frequencies_for(self, position_ids: Array) -> tuple[Array, float]:
         """(D/2,), or (B, 1, D/2) where they follow the length of each row; the factor of both."""
         plain, attention_factor = rope_frequencies(self.config)
         frequencies = jnp.asarray(plain, jnp.float32)
         scaling = self.config.rope_scaling
         if scaling is None or not self.config.rope_follows_length:
             return frequencies, attention_factor
-        # `rope_frequencies` for a length that is not a number yet: its base theta · growth^(D/(D-2))
-        # to the power of -i/D. Within the context the growth is 1.
+        # `rope_frequencies` for a length that is no number yet: theta · growth^(D/(D-2)) to the
+        # power of -i/D, with a growth of 1 within the context.
         factor, dim = scaling.factor or 1.0, self.config.head_size
         length = position_ids.max(axis=-1)[:, None, None] + 1  # (B, 1, 1)
         excess = jnp.maximum(length / self.config.max_position_embeddings - 1, 0)
@@ -86,7 +88,7 @@ class FlaxRotaryEmbedding(nn.Module):
         return frequencies * (1 + factor * excess) ** exponents, attention_factor
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Rotate pairs (i, i + D/2) of (B, T, heads, D) by their angles: Hugging Face's layout."""
     first, second = jnp.split(x, 2, axis=-1)
     return x * cos + jnp.concatenate((-second, first), axis=-1) * sin
@@ -96,14 +98,14 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 # Attention
 
 
-def sdpa_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def sdpa_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
     """JAX's own attention: q (B, T, H, D), k and v (B, S, K, D) → (B, T, H, D)."""
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
 def eager_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, dropout: Callable[[Any], Any]
-) -> tuple[jax.Array, jax.Array]:
+    q: Array, k: Array, v: Array, mask: Array, dropout: Callable[[Any], Any]
+) -> tuple[Array, Array]:
     """The same, step by step as in arXiv:1706.03762, equation 1, and the weights (B, H, T, S)."""
     groups = q.shape[2] // k.shape[2]
     k, v = jnp.repeat(k, groups, axis=2), jnp.repeat(v, groups, axis=2)  # (B, S, H, D)
@@ -136,15 +138,8 @@ class FlaxAttention(nn.Module):
         self.fused = choose("attn_implementation", self.attn_implementation, ATTENTION)
 
     def __call__(
-        self,
-        x: jax.Array,
-        rope: tuple[jax.Array, jax.Array],
-        mask: jax.Array,
-        cache: FlaxKVCache | None,
-        *,
-        train: bool,
-        output_attentions: bool,
-    ) -> tuple[jax.Array, FlaxKVCache | None, jax.Array | None]:
+        self, x: Array, rope: Rope, mask: Array, cache: Cache, *, train: bool, weigh: bool
+    ) -> tuple[Array, Cache, Array | None]:
         """(B, T, C) → (B, T, C), the cache with these tokens, and the weights if asked for."""
         q, k, v = (
             proj(x).reshape(*x.shape[:2], -1, self.config.head_size)  # (B, T, H or K, D)
@@ -155,14 +150,14 @@ class FlaxAttention(nn.Module):
             cache = cache.update(self.layer_idx, k, v)
             k, v = cache.keys[self.layer_idx], cache.values[self.layer_idx]  # (B, S, K, D)
         weights = None
-        if self.fused and not output_attentions and not (train and self.config.attention_dropout):
+        if self.fused and not weigh and not (train and self.config.attention_dropout):
             out = sdpa_attention(q, k, v, mask)  # (B, T, H, D)
         else:
             out, weights = eager_attention(
                 q, k, v, mask, lambda w: self.dropout(w, deterministic=not train)
             )
         out = self.o_proj(out.reshape(*x.shape[:2], -1))
-        return out, cache, weights if output_attentions else None
+        return out, cache, weights if weigh else None
 
 
 def dense(config: LlamaConfig, features: int, bias: bool = False) -> nn.Dense:
@@ -182,7 +177,7 @@ class FlaxMLP(nn.Module):
         self.up_proj = dense(config, config.intermediate_size, bias)
         self.down_proj = dense(config, config.hidden_size, bias)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         """(B, T, C) → (B, T, C)."""
         act = ACTIVATIONS[self.config.hidden_act]
         return self.down_proj(act(self.gate_proj(x)) * self.up_proj(x))
@@ -207,13 +202,8 @@ class FlaxDecoderLayer(nn.Module):
         self.post_attention_layernorm = FlaxRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def __call__(
-        self,
-        x: jax.Array,
-        rope: tuple[jax.Array, jax.Array],
-        mask: jax.Array,
-        cache: FlaxKVCache | None,
-        **wanted: bool,
-    ) -> tuple[jax.Array, FlaxKVCache | None, jax.Array | None]:
+        self, x: Array, rope: Rope, mask: Array, cache: Cache, **wanted: bool
+    ) -> tuple[Array, Cache, Array | None]:
         """(B, T, C) → (B, T, C), and what `FlaxAttention` gives besides."""
         out, cache, weights = self.self_attn(self.input_layernorm(x), rope, mask, cache, **wanted)
         x = x + out
@@ -258,10 +248,10 @@ class FlaxLlamaModule(nn.Module):
 
     def __call__(
         self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        cache: FlaxKVCache | None = None,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        position_ids: Array | None = None,
+        cache: Cache = None,
         *,
         train: bool = False,
         output_hidden_states: bool = False,
@@ -283,9 +273,7 @@ class FlaxLlamaModule(nn.Module):
         between, attentions = [], []
         for layer in self.layers:
             between.append(x)
-            x, cache, weights = layer(
-                x, rope, mask, cache, train=train, output_attentions=output_attentions
-            )
+            x, cache, weights = layer(x, rope, mask, cache, train=train, weigh=output_attentions)
             attentions.append(weights)
         x = self.norm(x)
         return FlaxBaseModelOutput(
@@ -296,9 +284,7 @@ class FlaxLlamaModule(nn.Module):
         )
 
     @staticmethod
-    def _position_ids(
-        length: int, attention_mask: jax.Array | None, offset: jax.Array | int
-    ) -> jax.Array:
+    def _position_ids(length: int, attention_mask: Array | None, offset: Array | int) -> Array:
         """(B or 1, T)."""
         if attention_mask is None:
             return offset + jnp.arange(length)[None]
@@ -306,9 +292,7 @@ class FlaxLlamaModule(nn.Module):
         return lax.dynamic_slice_in_dim(counted, offset, length, axis=1)
 
 
-def visible(
-    offset: jax.Array | int, length: int, width: int, attention_mask: jax.Array | None
-) -> jax.Array:
+def visible(offset: Array | int, length: int, width: int, attention_mask: Array | None) -> Array:
     """The mask (B or 1, 1, T, S) of `length` queries from `offset` on and `width` keys."""
     query = offset + jnp.arange(length)[:, None]  # (T, 1)
     key = jnp.arange(width)  # (S,)
@@ -340,7 +324,7 @@ class FlaxLlamaForCausalLMModule(nn.Module):
             attentions=outputs.attentions,
         )
 
-    def head(self, x: jax.Array) -> jax.Array:
+    def head(self, x: Array) -> Array:
         """(…, C) → logits (…, V)."""
         if self.config.tie_word_embeddings:
             return self.model.embed_tokens.attend(x)
@@ -359,11 +343,6 @@ class FlaxLlamaForCausalLM(FlaxPreTrainedModel):
 
     module_class = FlaxLlamaForCausalLMModule
     torch_class = LlamaForCausalLM
-
-    @cached_property
-    def loop(self) -> Any:
-        """The whole loop of `generate`, compiled."""
-        return compiled_loop(self.module)
 
     def generate(self, input_ids: Any, **options: Any) -> FlaxGenerateOutput:
         """Continue each row of a batch; options and result as `flax_generation.generate`."""

@@ -1,10 +1,9 @@
 """What the Flax twins give: arrays by name, and by number as `transformers` 4 counts them."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
-from flax import struct
 
 from llamacli.flax_cache import FlaxKVCache
 
@@ -21,7 +20,8 @@ class FlaxModelOutput:
         return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class FlaxBaseModelOutput(FlaxModelOutput):
     """What the model without a head gives.
 
@@ -39,7 +39,8 @@ class FlaxBaseModelOutput(FlaxModelOutput):
     attentions: tuple[jax.Array, ...] | None = None
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class FlaxCausalLMOutput(FlaxModelOutput):
     """What the language model gives.
 
@@ -54,7 +55,8 @@ class FlaxCausalLMOutput(FlaxModelOutput):
     attentions: tuple[jax.Array, ...] | None = None
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class FlaxGenerateOutput(FlaxModelOutput):
     """What `generate` gives.
 

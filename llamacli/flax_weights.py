@@ -1,7 +1,7 @@
 """Parameters of a Flax twin ↔ the weights of its torch class, by name.
 
-`layers.0.mlp.up_proj.weight` (out, in) is `layers/0/mlp/up_proj/kernel` (in, out), and the weight of
-an embedding is called `embedding`. All else is the same.
+`layers.0.mlp.up_proj.weight` (out, in) is `layers/0/mlp/up_proj/kernel` (in, out), and the weight
+of an embedding is called `embedding`. All else is the same.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import torch
+import torch.utils.dlpack
 from flax.traverse_util import flatten_dict, unflatten_dict
 from torch import Tensor, nn
 
@@ -28,7 +29,6 @@ def read_params(
     opened: Checkpoint,
     *,
     dtype: torch.dtype,
-    device: jax.Device,
     progress: Callable[[int, int], object] | None = None,
 ) -> Params:
     """Read the weights of a checkpoint; those that are quantized become plain.
@@ -37,7 +37,6 @@ def read_params(
         twin: of the torch class, on the meta device.
         opened: the weights.
         dtype: of the parameters.
-        device: of the parameters.
         progress: called with the bytes read so far and in all, after each weight.
 
     Raises:
@@ -51,13 +50,16 @@ def read_params(
     for name, parameter in twin.named_parameters():
         source = sources[parameter]
         weight = opened.read(source)
-        plain = weight.dequantize(dtype) if isinstance(weight, QuantizedWeight) else weight.to(dtype)
+        plain = (
+            weight.dequantize(dtype) if isinstance(weight, QuantizedWeight) else weight.to(dtype)
+        )
         path = _path(twin, name)
-        leaves[path] = jax.device_put(_turned(path, plain), device)
+        leaves[path] = _turned(path, plain)
         done += tensors[source].nbytes
         if progress is not None:
             progress(done, total)
-    return unflatten_dict(leaves)
+    params: Params = unflatten_dict(leaves)
+    return params
 
 
 def fill_twin(twin: PreTrainedModel, params: Params) -> None:
@@ -80,11 +82,11 @@ def _path(twin: nn.Module, name: str) -> tuple[str, ...]:
 
 
 def _turned(path: tuple[str, ...], weight: Tensor) -> jax.Array:
-    """A torch weight as a JAX array, without a copy where memory is laid out as JAX wants it."""
+    """A torch weight as an array on JAX's first device, without a copy where that can be."""
     whole = (weight.T if path[-1] == "kernel" else weight).contiguous()
-    return jax.dlpack.from_dlpack(whole)
+    return jax.device_put(jax.dlpack.from_dlpack(whole), jax.devices()[0])
 
 
 def to_torch(array: jax.Array) -> Tensor:
     """A JAX array on the CPU, without a copy if it is there."""
-    return torch.from_dlpack(jax.device_put(array, jax.devices("cpu")[0]))
+    return torch.utils.dlpack.from_dlpack(jax.device_put(array, jax.devices("cpu")[0]))

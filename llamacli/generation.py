@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from llamacli.cache import KVCache
+from llamacli.cache import KVCache, new_cache
 from llamacli.config import LlamaConfig
 from llamacli.context_window import token_budget
 from llamacli.lookup import NgramLookup
@@ -227,12 +227,6 @@ class TokenStream:
         self.timings.decoded_tokens += len(token_ids)
         self.timings.drafted_tokens += len(draft)
         return logits  # type: ignore[no-any-return]
-
-
-def new_cache(model: CausalLM, max_length: int | None = None) -> KVCache:
-    """An empty cache of the class that the model names, `KVCache` where it names none."""
-    cache_class: type[KVCache] = getattr(model, "cache_class", KVCache)
-    return cache_class(model.config.num_hidden_layers, max_length=max_length)
 
 
 def next_logits(

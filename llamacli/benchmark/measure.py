@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from llamacli.benchmark.cases import Case
-from llamacli.cache import KVCache
-from llamacli.generation import CausalLM, new_cache, next_logits
+from llamacli.cache import KVCache, new_cache
+from llamacli.generation import CausalLM, next_logits
 
 _WARM_UP_STEPS = 4
 

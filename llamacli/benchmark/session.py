@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, Union
 
 import torch
 
@@ -28,6 +28,11 @@ from llamacli.model import LlamaForCausalLM
 from llamacli.quantization_plan import Recipe, plan_quantization
 from llamacli.torchao_format import QuantizedInfo
 
+if TYPE_CHECKING:
+    from llamacli.flax_engine import FlaxEngine
+
+Model = Union[LlamaForCausalLM, "FlaxEngine"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -39,6 +44,7 @@ class Settings:
     dtype: str = "auto"
     device: str = "auto"
     activations: str = "auto"
+    backend: str = "torch"
     roof_s: float = 1.0
 
 
@@ -90,11 +96,16 @@ class Source:
         Raises:
             ResourceError: the sum is more than what is free.
         """
+        weights, dtype = self.weights, settings.dtype
+        if settings.backend == "flax":
+            from llamacli.flax_loading import as_loaded
+
+            weights, dtype = as_loaded(weights, dtype, settings.device)
         for case in settings.cases:
             needed = estimate_memory(
                 self.config,
-                self.weights,
-                dtype=settings.dtype,
+                weights,
+                dtype=dtype,
                 device=settings.device,
                 recipe=self.recipe,
                 rows=case.batch,
@@ -145,7 +156,29 @@ def measure(source: Source, settings: Settings, peers: Sequence[Peer], show: Sho
     show("loading the weights")
     gc.collect()  # the model before this one
     started = time.perf_counter()
-    model = load_model(
+    model = _load(source, settings)
+    load_s = time.perf_counter() - started
+    for peer in peers:
+        show(f"starting {peer.name}")
+        peer.open(source.config)
+    work = _work(model)
+    for threads in settings.threads:
+        torch.set_num_threads(threads)
+        show("how fast this machine reads and multiplies")
+        subject = describe(source, settings, model, load_s)
+        _reset_peak(model.device)
+        for case in settings.cases:
+            yield _row(model, work, subject, case, settings.repetitions, peers, show)
+
+
+def _load(source: Source, settings: Settings) -> Model:
+    if settings.backend == "flax":
+        from llamacli.flax_engine import load_engine
+
+        return load_engine(
+            source.config, source.weights, dtype=settings.dtype, device=settings.device
+        )
+    return load_model(
         LlamaForCausalLM,
         source.config,
         source.weights,
@@ -154,37 +187,30 @@ def measure(source: Source, settings: Settings, peers: Sequence[Peer], show: Sho
         recipe=source.recipe,
         activations=settings.activations,
     )
-    load_s = time.perf_counter() - started
-    for peer in peers:
-        show(f"starting {peer.name}")
-        peer.open(source.config)
-    work = Work.of(model)
-    for threads in settings.threads:
-        torch.set_num_threads(threads)
-        show("how fast this machine reads and multiplies")
-        subject = describe(source, settings, model, load_s)
-        _reset_peak(model.model.norm.weight.device)
-        for case in settings.cases:
-            yield _row(model, work, subject, case, settings.repetitions, peers, show)
 
 
-def describe(source: Source, settings: Settings, model: LlamaForCausalLM, load_s: float) -> Subject:
+def _work(model: Model) -> Work:
+    if isinstance(model, LlamaForCausalLM):
+        return Work.of(model)
+    return Work.of_sizes(model.config, model.step_bytes, model.dtype.itemsize)
+
+
+def describe(source: Source, settings: Settings, model: Model, load_s: float) -> Subject:
     """A loaded model, and the roofs of the machine with torch's present number of threads."""
-    weight = model.model.norm.weight  # never quantized
-    dtype, device = str(weight.dtype).removeprefix("torch."), weight.device
-    roof = roofs(device, weight.dtype, settings.roof_s)
+    dtype, device = str(model.dtype).removeprefix("torch."), model.device
+    roof = roofs(device, model.dtype, settings.roof_s)
     rounds = " int8" if settings.activations == "int8" else ""
     return Subject(
         model=source.name,
         revision=source.revision,
-        weights=source.form(dtype),
+        weights=source.form(dtype) if settings.backend == "torch" else dtype,
         dtype=dtype,
         parameters=source.parameters,
         model_bytes=source.model_bytes,
         device=str(device),
         device_name=device_name(device),
         threads=torch.get_num_threads(),
-        kernels=kernel_set(model) + rounds,
+        kernels=kernel_set(model) + rounds if isinstance(model, LlamaForCausalLM) else "xla",
         torch=str(torch.__version__),
         version=version("llamacli"),
         commit=commit(),
@@ -195,7 +221,7 @@ def describe(source: Source, settings: Settings, model: LlamaForCausalLM, load_s
 
 
 def _row(
-    model: LlamaForCausalLM,
+    model: Model,
     work: Work,
     subject: Subject,
     case: Case,
@@ -222,7 +248,7 @@ def _row(
         steps_s=[step for sample in found for step in sample.steps_s],
         step_bytes=work.step_bytes(case),
         prefill_flops=work.prefill_flops(case),
-        peak_memory_bytes=_peak(model.model.norm.weight.device),
+        peak_memory_bytes=_peak(model.device),
         versus=[
             Versus(
                 peer=peer.name,

@@ -144,6 +144,7 @@ def settings_of(options: BenchOptions, source: "Source", threads: list[int]) -> 
         dtype=options.dtype.value,
         device=options.device,
         activations=options.activations.value,
+        backend=options.backend.value,
     )
 
 

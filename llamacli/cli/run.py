@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llamacli.cli.choices import Activations, CacheImplementation
+from llamacli.cli.choices import Activations, Backend, CacheImplementation
 from llamacli.cli.console import Terminal
 from llamacli.cli.download_progress import resolve_model
 from llamacli.cli.exit_codes import ExitCode
@@ -173,16 +173,23 @@ def load_weights(
     def show_progress(done: int, total: int) -> None:
         terminal.status(f"loading the weights: {done / 1e9:.1f} of {total / 1e9:.1f} GB …")
 
+    settings: dict[str, Any] = {
+        "dtype": options.dtype.value,
+        "device": options.device,
+        "attn_implementation": options.attn_implementation.value,
+        "progress": show_progress,
+    }
+    if options.backend is Backend.FLAX:
+        from llamacli.flax_engine import load_engine
+
+        return load_engine(folder.config, weights, **settings)
     model = load_model(
         opens or LlamaForCausalLM,
         folder.config,
         weights,
-        dtype=options.dtype.value,
-        device=options.device,
-        attn_implementation=options.attn_implementation.value,
+        **settings,
         recipe=options.recipe,
         activations=options.activations.value,
-        progress=show_progress,
     )
     values = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if options.threads is None:
@@ -196,10 +203,15 @@ def estimate(
     """The memory that the model will take."""
     from llamacli.memory_estimate import estimate_memory
 
+    dtype = options.dtype.value
+    if options.backend is Backend.FLAX:
+        from llamacli.flax_loading import as_loaded
+
+        weights, dtype = as_loaded(weights, dtype, options.device)
     return estimate_memory(
         folder.config,
         weights,
-        dtype=options.dtype.value,
+        dtype=dtype,
         device=options.device,
         recipe=options.recipe,
         rows=rows,
@@ -233,14 +245,14 @@ def describe(
     from llamacli.cli.results import RunFacts
     from llamacli.kernels.decode_step import kernel_set
 
-    weight = model.model.norm.weight  # never quantized
     rounds = options.activations is Activations.INT8
+    kernels = "xla" if options.backend is Backend.FLAX else kernel_set(model)
     return RunFacts(
         model="demo" if options.model is None else options.model,
         revision=folder.revision,
-        device=str(weight.device),
-        dtype=str(weight.dtype).removeprefix("torch."),
-        kernels=f"{kernel_set(model)} int8" if rounds else kernel_set(model),
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        kernels=f"{kernels} int8" if rounds else kernels,
         load_s=load_s,
         lookup=options.lookup,
         tokenizer=folder.tokenizer,
