@@ -1,0 +1,39 @@
+"""Tiny random Llamas of torch and their Flax twins, which read them from a folder."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import torch
+from torch import Tensor
+
+from llamacli.flax_model import FlaxLlamaForCausalLM
+from llamacli.model import LlamaForCausalLM
+from tests.tiny import KINDS, reference, twin
+
+jax.config.update("jax_disable_most_optimizations", True)  # what is compiled runs only once
+
+CONTEXT = 256  # of every kind: what scales positions starts at 64
+TWO_LAYERS = ("gqa", "dynamic")  # one shows as much of the other kinds, and compiles twice as fast
+
+
+@cache
+def pair(kind: str, **sizes: Any) -> tuple[LlamaForCausalLM, FlaxLlamaForCausalLM]:
+    """A torch model and its twin."""
+    if kind not in TWO_LAYERS:
+        sizes = {"num_hidden_layers": 1} | sizes
+    if KINDS[kind].keys().isdisjoint({"rope_parameters", "max_position_embeddings"}):
+        sizes = {"max_position_embeddings": CONTEXT} | sizes
+    ours = twin(reference(kind, **sizes))
+    with TemporaryDirectory() as folder:
+        ours.save_pretrained(folder)
+        return ours, FlaxLlamaForCausalLM.from_pretrained(Path(folder))
+
+
+def logits(model: LlamaForCausalLM, ids: Tensor, **inputs: Any) -> Tensor:
+    """(B, T, V)."""
+    with torch.no_grad():
+        outputs = model(ids, **inputs)
+    return outputs if isinstance(outputs, Tensor) else outputs.logits
