@@ -129,9 +129,7 @@ if not TYPE_CHECKING:  # a type checker knows the names above, and should know n
         if name not in _MODULES:
             raise AttributeError(f"module 'llamacli' has no attribute {name!r}")
         if name in _EXTRA:
-            from llamacli.flax_extra import check_flax
-
-            check_flax()
+            import_module("llamacli.flax_extra").check_flax()
         return getattr(import_module(f"llamacli.{_MODULES[name]}"), name)
 
 

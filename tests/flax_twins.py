@@ -1,5 +1,6 @@
 """Tiny random Llamas of torch and their Flax twins, which read them from a folder."""
 
+import os
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,8 @@ from llamacli.flax_model import FlaxLlamaForCausalLM
 from llamacli.model import LlamaForCausalLM
 from tests.tiny import KINDS, reference, twin
 
+# JAX reads it when it first computes.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 jax.config.update("jax_disable_most_optimizations", True)  # what is compiled runs only once
 
 CONTEXT = 256  # of every kind: what scales positions starts at 64
