@@ -145,7 +145,7 @@ def generate(
     new_ids = np.asarray(state.new_ids)[:, : int(state.count)]
     written = np.arange(new_ids.shape[1]) < np.asarray(state.lengths)[:, None]
     new_ids = np.where(written, new_ids, pad_id(model, chosen, eos))
-    return FlaxGenerateOutput(sequences=np.concatenate((ids, new_ids), axis=1))
+    return FlaxGenerateOutput(sequences=jax.device_put(np.concatenate((ids, new_ids), axis=1)))
 
 
 def bucket(length: int) -> int:

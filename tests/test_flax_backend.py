@@ -11,6 +11,7 @@ import torch
 from llamacli import flax_extra
 from llamacli.benchmark import session
 from llamacli.benchmark.roofs import Roofs
+from llamacli.model_folder import DEMO_FOLDER
 from tests.command_line import here, refused, run
 
 
@@ -76,9 +77,9 @@ def test_devices_and_benchmarks_that_jax_does_not_know_are_refused(noise: Path) 
 
 
 @pytest.mark.usefixtures("_installed")
-def test_the_plan_counts_plain_weights(noise: Path) -> None:
+def test_the_plan_counts_wide_weights() -> None:
     plans = [
-        json.loads(run(noise, "The", "--plan", "--json", *flags).out)
+        json.loads(run(DEMO_FOLDER, "The", "--plan", "--json", *flags).out)
         for flags in ([], ["--dtype", "float32"], ["--backend", "flax"])
     ]
     sizes = [[plan[f"{part}_bytes"] for part in ("weights", "cache", "total")] for plan in plans]

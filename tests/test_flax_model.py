@@ -1,6 +1,7 @@
 """The Flax twins against the torch classes, on every kind of the parity tests."""
 
 import ast
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def outline(module: Any) -> tuple[list[str], list[str]]:
     """Names of classes, and titles of sections."""
     text = Path(module.__file__).read_text()
     lines = text.splitlines()
-    titles = [after[2:] for line, after in zip(lines, lines[1:], strict=False) if line[:3] == "# -"]
+    titles = [after[2:] for line, after in pairwise(lines) if line[:3] == "# -"]
     classes = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
     return classes, titles
 
