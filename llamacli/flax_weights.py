@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import torch
 import torch.utils.dlpack
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -82,9 +83,15 @@ def _path(twin: nn.Module, name: str) -> tuple[str, ...]:
 
 
 def _turned(path: tuple[str, ...], weight: Tensor) -> jax.Array:
-    """A torch weight as an array on JAX's first device, without a copy where that can be."""
+    """A torch weight as an array on JAX's first device.
+
+    It comes by numpy: what comes by DLPack is bound to its device, and a program is compiled once
+    for arrays that are bound and once for those that are not.
+    """
     whole = (weight.T if path[-1] == "kernel" else weight).contiguous()
-    return jax.device_put(jax.dlpack.from_dlpack(whole), jax.devices()[0])
+    if whole.dtype == torch.bfloat16:  # which numpy knows from JAX alone
+        return jax.device_put(whole.view(torch.int16).numpy().view(jnp.bfloat16))
+    return jax.device_put(whole.numpy())
 
 
 def to_torch(array: jax.Array) -> Tensor:

@@ -1,6 +1,8 @@
 """Tiny random Llamas of torch and their Flax twins, which read them from a folder."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,3 +42,19 @@ def logits(model: LlamaForCausalLM, ids: Tensor, **inputs: Any) -> Tensor:
     with torch.no_grad():
         outputs = model(ids, **inputs)
     return outputs if isinstance(outputs, Tensor) else outputs.logits
+
+
+@contextmanager
+def no_compilation() -> Iterator[None]:
+    """Within it XLA must compile nothing."""
+    events: list[str] = []
+
+    def listen(event: str, duration: float, **rest: object) -> None:
+        events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert [event for event in events if "compile" in event] == []

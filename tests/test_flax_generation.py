@@ -1,8 +1,6 @@
 """`generate` of the Flax twin: one compiled loop that chooses as the torch sampler does."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,24 +14,8 @@ from llamacli.errors import CheckpointError, RequestError
 from llamacli.flax_generation import bucket
 from llamacli.request import SamplingParams
 from llamacli.sampling import make_filters
-from tests.flax_twins import logits, pair
+from tests.flax_twins import logits, no_compilation, pair
 from tests.tiny import random_ids
-
-
-@contextmanager
-def no_compilation() -> Iterator[None]:
-    """Within it XLA must compile nothing."""
-    events: list[str] = []
-
-    def listen(event: str, duration: float, **rest: object) -> None:
-        events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    assert [event for event in events if "compile" in event] == []
 
 
 def test_buckets_are_powers_of_two() -> None:
