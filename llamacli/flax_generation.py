@@ -6,6 +6,7 @@ are other sampling parameters. Rows never influence each other: each has its own
 """
 
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -41,6 +42,8 @@ _SUPPORTED = frozenset(
     pad_token_id max_new_tokens min_new_tokens temperature top_k top_p min_p repetition_penalty
     seed ignore_eos""".split()
 )
+_PLAIN = SamplingParams()
+_OTHERS = SamplingParams.__dataclass_fields__.keys() - _SUPPORTED
 
 
 class FlaxCausalLM(Defaults, Protocol):
@@ -113,15 +116,14 @@ def generate(
         `sequences` as `generate_batch` gives them.
 
     Raises:
-        TypeError: an option that is not supported, by name.
+        TypeError: an option, or a default of the model, that is not supported, by name.
         RequestError: a value outside its range, or a prompt that fills the context.
         CheckpointError: the logits are NaN or infinite.
     """
-    if unknown := sorted(options.keys() - _SUPPORTED):
-        names = ", ".join(map(printable, unknown))
-        raise TypeError(f"generate of a Flax twin does not support {names}")
+    _refuse(options.keys() - _SUPPORTED)
     ids = np.asarray(input_ids, np.int32)
     chosen, sampling = read_options(model, ids.shape[1], options)
+    _refuse({name for name in _OTHERS if getattr(sampling, name) != getattr(_PLAIN, name)})
     ids = ids.repeat(chosen.num_return_sequences, axis=0)
     prompt, is_token = _prompts(ids, chosen)
     eos = eos_ids(model, chosen)
@@ -146,6 +148,12 @@ def generate(
     written = np.arange(new_ids.shape[1]) < np.asarray(state.lengths)[:, None]
     new_ids = np.where(written, new_ids, pad_id(model, chosen, eos))
     return FlaxGenerateOutput(sequences=jax.device_put(np.concatenate((ids, new_ids), axis=1)))
+
+
+def _refuse(names: Collection[str]) -> None:
+    if names:
+        shown = ", ".join(map(printable, sorted(names)))
+        raise TypeError(f"generate of a Flax twin does not support {shown}")
 
 
 def bucket(length: int) -> int:

@@ -1,6 +1,7 @@
 """`generate` of the Flax twin: one compiled loop that chooses as the torch sampler does."""
 
 from collections import Counter
+from copy import copy
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import jax
 
 from llamacli.errors import CheckpointError, RequestError
 from llamacli.flax_generation import bucket
+from llamacli.generation_config import GenerationConfig
 from llamacli.request import SamplingParams
 from llamacli.sampling import make_filters
 from tests.flax_twins import logits, no_compilation, pair
@@ -110,6 +112,10 @@ def test_what_the_loop_cannot_do_is_refused_by_name() -> None:
         flax.generate(ids, attention_mask=np.zeros((1, 6)))
     with pytest.raises(RequestError, match="top_p must be"):
         flax.generate(ids, do_sample=True, top_p=2)
+    with_default = copy(flax)
+    with_default.generation_config = GenerationConfig(sampling={"typical_p": 0.9})
+    with pytest.raises(TypeError, match="does not support typical_p"):
+        with_default.generate(ids)
     broken = jax.tree.map(lambda leaf: leaf * np.nan, flax.params)
     with pytest.raises(CheckpointError, match="not finite"):
         flax.generate(random_ids(2, 20).numpy(), params=broken, max_new_tokens=20)
