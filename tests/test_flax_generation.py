@@ -25,7 +25,7 @@ def test_buckets_are_powers_of_two() -> None:
 
 
 def test_a_bucket_is_compiled_once_whatever_the_prompt_and_the_parameters() -> None:
-    _, flax = pair("gqa")
+    _, flax = pair("plain")
     for prompt, new, options in ((17, 20, {}), (20, 17, {"do_sample": True, "temperature": 2.0})):
         flax.generate(random_ids(2, prompt).numpy(), max_new_tokens=new, **options)
     with no_compilation():
@@ -55,7 +55,7 @@ def test_a_bucket_is_compiled_once_whatever_the_prompt_and_the_parameters() -> N
     ],
 )
 def test_greedy_rows_are_those_of_torch(options: dict[str, object]) -> None:
-    ours, flax = pair("gqa")
+    ours, flax = pair("plain")
     ids, mask = random_ids(2, 24), torch.ones(2, 24, dtype=torch.long)
     mask[1, :9] = 0
     options = {"max_new_tokens": 30} | options if "max_length" not in options else options
@@ -65,7 +65,7 @@ def test_greedy_rows_are_those_of_torch(options: dict[str, object]) -> None:
 
 
 def test_a_row_has_the_same_samples_alone_and_in_a_batch() -> None:
-    _, flax = pair("gqa")
+    _, flax = pair("plain")
     ids = random_ids(2, 20).numpy()
     options = {"max_new_tokens": 32, "do_sample": True, "temperature": 1.5, "seed": 3}
     both = flax.generate(ids, **options).sequences
@@ -77,7 +77,7 @@ def test_a_row_has_the_same_samples_alone_and_in_a_batch() -> None:
 
 
 def test_samples_follow_the_filters_of_torch() -> None:
-    ours, flax = pair("gqa")
+    ours, flax = pair("plain")
     ids, rows = random_ids(1, 20), 2000
     params = SamplingParams(temperature=3.0, top_k=12, top_p=0.9, min_p=0.05)
     kept = logits(ours, ids)[0, -1]
@@ -104,7 +104,7 @@ def test_samples_follow_the_filters_of_torch() -> None:
 
 
 def test_what_the_loop_cannot_do_is_refused_by_name() -> None:
-    _, flax = pair("gqa")
+    _, flax = pair("plain")
     ids = random_ids(1, 6).numpy()
     with pytest.raises(TypeError, match="does not support presence_penalty, stop_strings"):
         flax.generate(ids, stop_strings="x", presence_penalty=1.0)
