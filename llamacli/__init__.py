@@ -37,6 +37,10 @@ if TYPE_CHECKING:
         TemplateError as TemplateError,
         TokenizerError as TokenizerError,
     )
+    from llamacli.flax_model import (
+        FlaxLlamaForCausalLM as FlaxLlamaForCausalLM,
+        FlaxLlamaModel as FlaxLlamaModel,
+    )
     from llamacli.generation import (
         TokenStream as TokenStream,
         generate as generate,
@@ -88,6 +92,8 @@ _MODULES = {
     "ResourceError": "errors",
     "TemplateError": "errors",
     "TokenizerError": "errors",
+    "FlaxLlamaForCausalLM": "flax_model",
+    "FlaxLlamaModel": "flax_model",
     "TokenStream": "generation",
     "generate": "generation",
     "stream_text": "generation",
@@ -108,7 +114,9 @@ _MODULES = {
     "TorchAoConfig": "torchao_config",
 }
 
-__all__ = [*_MODULES]
+_EXTRA = ("FlaxLlamaForCausalLM", "FlaxLlamaModel")  # need jax and flax; `*` does without them
+
+__all__ = [name for name in _MODULES if name not in _EXTRA]
 
 
 if not TYPE_CHECKING:  # a type checker knows the names above, and should know no others
@@ -120,8 +128,10 @@ if not TYPE_CHECKING:  # a type checker knows the names above, and should know n
             return version("llamacli")
         if name not in _MODULES:
             raise AttributeError(f"module 'llamacli' has no attribute {name!r}")
+        if name in _EXTRA:
+            import_module("llamacli.flax_extra").check_flax()
         return getattr(import_module(f"llamacli.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__, "__version__"]
+    return [*globals(), *_MODULES, "__version__"]

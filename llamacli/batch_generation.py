@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from llamacli.config import LlamaConfig
 from llamacli.errors import RequestError, check_choice, printable
 from llamacli.generation import CausalLM, Token, TokenStream, stream_text
 from llamacli.generation_config import GenerationConfig
@@ -32,10 +33,15 @@ class Streamer(Protocol):
         """The last id has been given."""
 
 
-class CausalLMWithDefaults(CausalLM, Protocol):
-    """A causal language model that may bring sampling parameters of its own."""
+class Defaults(Protocol):
+    """What a model brings of its own: sampling parameters and ids."""
 
+    config: LlamaConfig
     generation_config: GenerationConfig
+
+
+class CausalLMWithDefaults(CausalLM, Defaults, Protocol):
+    """A causal language model that may bring sampling parameters of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +99,9 @@ def generate_batch(model: CausalLMWithDefaults, input_ids: Tensor, **options: An
         TypeError: an option that is not supported, by name.
         RequestError: a value outside its range, or a prompt that fills the context.
     """
-    chosen, sampling = _split(options)
-    rows = _rows(model, input_ids, chosen, sampling)
-    eos = _eos_token_ids(model, chosen)
-    pads = (chosen.pad_token_id, model.config.pad_token_id, min(eos, default=0))
-    pad = next(pad for pad in pads if pad is not None)
+    chosen, params = read_options(model, input_ids.shape[1], options)
+    rows = _rows(model, input_ids, chosen, params)
+    pad = pad_id(model, chosen, eos_ids(model, chosen))
     new_ids = pad_sequence([input_ids.new_tensor(row) for row in rows], True, pad)
     prompts = input_ids.repeat_interleave(chosen.num_return_sequences, dim=0)
     return torch.cat((prompts, new_ids), dim=1)
@@ -107,48 +111,53 @@ def generate_rows(
     model: CausalLMWithDefaults, input_ids: Tensor, **options: Any
 ) -> list[list[int]]:
     """The new ids of each row alone, without padding; arguments and errors as `generate_batch`."""
-    return _rows(model, input_ids, *_split(options))
-
-
-def _split(options: dict[str, Any]) -> tuple[BatchOptions, dict[str, Any]]:
-    """The options that are no sampling parameters, and those that are; None says nothing."""
-    options = {name: value for name, value in options.items() if value is not None}
-    names = {field.name for field in fields(BatchOptions)}
-    chosen = BatchOptions(**{name: options.pop(name) for name in names & options.keys()})
-    if unknown := sorted(options.keys() - {field.name for field in fields(SamplingParams)}):
-        raise TypeError(f"generate does not support {', '.join(map(printable, unknown))}")
-    return chosen, options
+    return _rows(model, input_ids, *read_options(model, input_ids.shape[1], options))
 
 
 def _rows(
-    model: CausalLMWithDefaults, input_ids: Tensor, chosen: BatchOptions, asked: dict[str, Any]
+    model: CausalLMWithDefaults, input_ids: Tensor, chosen: BatchOptions, params: SamplingParams
 ) -> list[list[int]]:
-    params = _params(model, input_ids, chosen, asked)
     count = chosen.num_return_sequences
     prompts = [prompt for prompt in _prompts(input_ids, chosen) for _ in range(count)]
     tokens = token_stream(
         model,
         prompts,
-        [_sample(params, row % count) for row in range(len(prompts))],
-        eos_token_ids=_eos_token_ids(model, chosen),
+        [replace(params, seed=seed_of(params, row % count)) for row in range(len(prompts))],
+        eos_token_ids=eos_ids(model, chosen),
         static_cache=STATIC_CACHE[chosen.cache_implementation],
     )
     return _collect(tokens, input_ids, chosen)
 
 
+def read_options(
+    model: Defaults, prompt_length: int, options: dict[str, Any]
+) -> tuple[BatchOptions, SamplingParams]:
+    """What `generate` was asked for, after prompts of so many tokens; None says nothing.
+
+    Raises:
+        TypeError, RequestError: as `generate_batch`.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    names = {field.name for field in fields(BatchOptions)}
+    chosen = BatchOptions(**{name: options[name] for name in names & options.keys()})
+    asked = {name: value for name, value in options.items() if name not in names}
+    if unknown := sorted(asked.keys() - {field.name for field in fields(SamplingParams)}):
+        raise TypeError(f"generate does not support {', '.join(map(printable, unknown))}")
+    return chosen, _params(model, prompt_length, chosen, asked)
+
+
 def _params(
-    model: CausalLMWithDefaults, input_ids: Tensor, chosen: BatchOptions, asked: dict[str, Any]
+    model: Defaults, prompt_length: int, chosen: BatchOptions, asked: dict[str, Any]
 ) -> SamplingParams:
     defaults = model.generation_config.sampling
     values: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "top_k": TOP_K, **defaults}
     if chosen.max_length is not None:
         if "max_new_tokens" in asked:
             raise RequestError("max_length and max_new_tokens contradict each other")
-        length = input_ids.shape[1]
-        if chosen.max_length <= length:
-            message = f"max_length must be above the prompt's {length:,} tokens"
+        if chosen.max_length <= prompt_length:
+            message = f"max_length must be above the prompt's {prompt_length:,} tokens"
             raise RequestError(f"{message}, got {chosen.max_length}")
-        values["max_new_tokens"] = chosen.max_length - length
+        values["max_new_tokens"] = chosen.max_length - prompt_length
     do_sample = chosen.do_sample
     if do_sample is None:
         do_sample = bool(defaults) and defaults.get("temperature", 1) > 0
@@ -159,11 +168,9 @@ def _params(
     return SamplingParams(**values if do_sample else values | {"temperature": 0.0})
 
 
-def _sample(params: SamplingParams, sample: int) -> SamplingParams:
-    """The parameters of one of several samples: each has the next seed."""
-    if params.seed is None:
-        return params
-    return replace(params, seed=(params.seed + sample) % (MAX_SEED + 1))
+def seed_of(params: SamplingParams, sample: int) -> int | None:
+    """Of one of several samples: each has the next; None draws one."""
+    return None if params.seed is None else (params.seed + sample) % (MAX_SEED + 1)
 
 
 def _prompts(input_ids: Tensor, chosen: BatchOptions) -> list[list[int]]:
@@ -173,11 +180,18 @@ def _prompts(input_ids: Tensor, chosen: BatchOptions) -> list[list[int]]:
     return [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, keep, strict=True)]
 
 
-def _eos_token_ids(model: CausalLMWithDefaults, chosen: BatchOptions) -> frozenset[int]:
+def eos_ids(model: Defaults, chosen: BatchOptions) -> frozenset[int]:
+    """Ids that end a row."""
     ids = chosen.eos_token_id
     if ids is None:
         return model.config.eos_token_ids | model.generation_config.eos_token_ids
     return frozenset((ids,) if isinstance(ids, int) else ids)
+
+
+def pad_id(model: Defaults, chosen: BatchOptions, eos_token_ids: frozenset[int]) -> int:
+    """The id behind the end of a row."""
+    pads = (chosen.pad_token_id, model.config.pad_token_id, min(eos_token_ids, default=0))
+    return next(pad for pad in pads if pad is not None)
 
 
 def _collect(tokens: TokenStream, input_ids: Tensor, chosen: BatchOptions) -> list[list[int]]:

@@ -1,5 +1,7 @@
 """KVCache: owns the keys, the values and the position."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -104,6 +106,12 @@ class KVCache:
 def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
     """Layers may be on several devices."""
     return None if tensor is None else tensor.index_select(0, rows.to(tensor.device))
+
+
+def new_cache(model: Any, max_length: int | None = None) -> KVCache:
+    """An empty cache of the class that a model names, `KVCache` where it names none."""
+    cache_class: type[KVCache] = getattr(model, "cache_class", KVCache)
+    return cache_class(model.config.num_hidden_layers, max_length=max_length)
 
 
 def _kind(keys: Tensor) -> str:

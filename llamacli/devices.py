@@ -120,4 +120,5 @@ def main_device(model: Any) -> torch.device:
     dispatched = getattr(model, "_hf_hook", None)  # by accelerate
     if dispatched is not None:
         return torch.device(dispatched.execution_device)
-    return next(iter(model.parameters())).device  # type: ignore[no-any-return]
+    base = getattr(model, "model", model)
+    return next(iter(base.parameters())).device  # type: ignore[no-any-return]

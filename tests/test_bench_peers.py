@@ -118,7 +118,7 @@ def test_the_peers_models_count_as_memory(
     monkeypatch.setattr("llamacli.benchmark.session.READ_BYTES", 0)
     needed = estimated(weights, tokens=2)
     free = needed.total_bytes + weights.total_bytes
-    monkeypatch.setattr("llamacli.memory_estimate.available_memory_bytes", lambda: free)
+    monkeypatch.setattr("llamacli.devices.available_memory_bytes", lambda: free)
     source.require_memory(settings, [Transformers(), llama_bench])
     (tmp_path / "model.gguf").write_bytes(bytes(1))
     with pytest.raises(ResourceError):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llamacli.benchmark.cases import Case
-from llamacli.cache import KVCache
+from llamacli.cache import KVCache, new_cache
 from llamacli.generation import CausalLM, next_logits
 
 _WARM_UP_STEPS = 4
@@ -38,7 +38,7 @@ def samples(model: CausalLM, case: Case) -> Iterator[Sample]:
 
     The cache is allocated once. Depth is filled before the first, and found again by each.
     """
-    cache = KVCache(model.config.num_hidden_layers, max_length=case.length)
+    cache = new_cache(model, case.length)
     device = next(iter(model.model.parameters())).device
     generator = torch.Generator().manual_seed(0)
     size = (case.batch, case.length)

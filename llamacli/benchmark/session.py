@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, Union
 
 import torch
 
@@ -29,6 +29,11 @@ from llamacli.model import LlamaForCausalLM
 from llamacli.quantization_plan import Recipe, plan_quantization
 from llamacli.torchao_format import QuantizedInfo
 
+if TYPE_CHECKING:
+    from llamacli.flax_engine import FlaxEngine
+
+Model = Union[LlamaForCausalLM, "FlaxEngine"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -40,6 +45,7 @@ class Settings:
     dtype: str = "auto"
     device: str = "auto"
     activations: str = "auto"
+    backend: str = "torch"
     roof_s: float = 1.0
 
 
@@ -93,11 +99,16 @@ class Source:
         Raises:
             ResourceError: the sum is more than what is free.
         """
+        weights, dtype = self.weights, settings.dtype
+        if settings.backend == "flax":
+            from llamacli.flax_loading import as_loaded
+
+            weights, dtype = as_loaded(weights, dtype, settings.device)
         needed = [
             estimate_memory(
                 self.config,
-                self.weights,
-                dtype=settings.dtype,
+                weights,
+                dtype=dtype,
                 device=settings.device,
                 recipe=self.recipe,
                 rows=case.batch,
@@ -163,15 +174,7 @@ def measure(source: Source, settings: Settings, peers: Sequence[Peer], show: Sho
     show("loading the weights")
     gc.collect()  # the model before this one
     started = time.perf_counter()
-    model = load_model(
-        LlamaForCausalLM,
-        source.config,
-        source.weights,
-        dtype=settings.dtype,
-        device=settings.device,
-        recipe=source.recipe,
-        activations=settings.activations,
-    )
+    model = _load(source, settings)
     load_s = time.perf_counter() - started
     for peer in peers:
         show(f"starting {peer.name}")
@@ -184,15 +187,33 @@ def measure(source: Source, settings: Settings, peers: Sequence[Peer], show: Sho
         yield from _rows(model, subject, settings, peers, show)
 
 
+def _load(source: Source, settings: Settings) -> Model:
+    if settings.backend == "flax":
+        from llamacli.flax_engine import load_engine
+
+        return load_engine(
+            source.config, source.weights, dtype=settings.dtype, device=settings.device
+        )
+    return load_model(
+        LlamaForCausalLM,
+        source.config,
+        source.weights,
+        dtype=settings.dtype,
+        device=settings.device,
+        recipe=source.recipe,
+        activations=settings.activations,
+    )
+
+
 def _rows(
-    model: LlamaForCausalLM,
+    model: Model,
     subject: Subject,
     settings: Settings,
     peers: Sequence[Peer],
     show: Show,
 ) -> Iterator[Row]:
     tests = [Test(model, case, peers) for case in settings.cases]
-    neighbors, work = Neighbors(subject.threads), Work.of(model)
+    neighbors, work = Neighbors(subject.threads), _work(model)
 
     def rows() -> list[Row]:
         now = replace(subject, taken_by_others=neighbors.taken)
@@ -212,7 +233,13 @@ def _rows(
     yield from rows()
 
 
-def describe(source: Source, settings: Settings, model: LlamaForCausalLM, load_s: float) -> Subject:
+def _work(model: Model) -> Work:
+    if isinstance(model, LlamaForCausalLM):
+        return Work.of(model)
+    return Work.of_sizes(model.config, model.step_bytes, model.dtype.itemsize)
+
+
+def describe(source: Source, settings: Settings, model: Model, load_s: float) -> Subject:
     """A loaded model, and the roofs of the machine with torch's present number of threads."""
     dtype, device = str(model.dtype).removeprefix("torch."), model.device
     roof = roofs(device, model.dtype, settings.roof_s)
@@ -220,14 +247,14 @@ def describe(source: Source, settings: Settings, model: LlamaForCausalLM, load_s
     return Subject(
         model=source.name,
         revision=source.revision,
-        weights=source.form(dtype),
+        weights=source.form(dtype) if settings.backend == "torch" else dtype,
         dtype=dtype,
         parameters=source.parameters,
         model_bytes=source.model_bytes,
         device=str(device),
         device_name=device_name(device),
         threads=torch.get_num_threads(),
-        kernels=kernel_set(model) + rounds,
+        kernels=kernel_set(model) + rounds if isinstance(model, LlamaForCausalLM) else "xla",
         torch=str(torch.__version__),
         version=version("llamacli"),
         commit=commit(),
@@ -241,7 +268,7 @@ def describe(source: Source, settings: Settings, model: LlamaForCausalLM, load_s
 class Test:
     """Repetitions of one case, each followed by one of every peer."""
 
-    def __init__(self, model: LlamaForCausalLM, case: Case, peers: Sequence[Peer]) -> None:
+    def __init__(self, model: Model, case: Case, peers: Sequence[Peer]) -> None:
         self.case, self._peers = case, peers
         self._samples = samples(model, case)
         self._ours: list[Sample] = []

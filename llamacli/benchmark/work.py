@@ -35,10 +35,16 @@ class Work:
         """That of a loaded model, in the form that its weights have now."""
         config, weight = model.config, model.model.norm.weight  # never quantized
         parts = (*model.model.layers, model.model.norm, model.lm_head)
+        weight_bytes = _nbytes(tensor for part in parts for tensor in _tensors(part))
+        return cls.of_sizes(config, weight_bytes, weight.itemsize)
+
+    @classmethod
+    def of_sizes(cls, config: LlamaConfig, weight_bytes: int, itemsize: int) -> Self:
+        """That of a model with so many bytes of weights, and so many in a key's number."""
         heads = config.num_hidden_layers * config.head_size
         return cls(
-            weight_bytes=_nbytes(tensor for part in parts for tensor in _tensors(part)),
-            position_bytes=position_values(config) * weight.itemsize,
+            weight_bytes=weight_bytes,
+            position_bytes=position_values(config) * itemsize,
             layer_flops=2 * projection_values(config),
             head_flops=2 * config.vocab_size * config.hidden_size,
             attention_flops=4 * heads * config.num_attention_heads,

@@ -1,5 +1,6 @@
 """llamacli bench: how fast a model runs here, and how fast it could."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from llamacli.cli.bench_options import BenchOptions, Format, checked
+from llamacli.cli.choices import Backend
 from llamacli.cli.console import Terminal
 from llamacli.cli.download_progress import resolve_model
 from llamacli.cli.exit_codes import ExitCode
@@ -137,13 +139,16 @@ def settings_of(options: BenchOptions, source: "Source", threads: list[int]) -> 
     """How a source is measured."""
     from llamacli.benchmark.session import Settings
 
+    # XLA takes all cores, however small the model.
+    size = source.parameters if options.backend is Backend.TORCH else sys.maxsize
     return Settings(
         cases=options.cases,
-        threads=threads or [default_threads(source.parameters)],
+        threads=threads or [default_threads(size)],
         repetitions=options.repetitions,
         dtype=options.dtype.value,
         device=options.device,
         activations=options.activations.value,
+        backend=options.backend.value,
     )
 
 

@@ -11,8 +11,8 @@ from llamacli.atomic import check_writable
 from llamacli.benchmark.cases import Case, cases, numbers, pairs
 from llamacli.benchmark.shapes import SHAPES, shape
 from llamacli.cli import options as opt
-from llamacli.cli.choices import Activations, Dtype
-from llamacli.cli.run_options import named_by_option
+from llamacli.cli.choices import Activations, Backend, Dtype
+from llamacli.cli.run_options import check_flax_backend, named_by_option
 from llamacli.cli.threads import possible
 from llamacli.errors import RequestError, printable
 
@@ -141,6 +141,7 @@ class BenchOptions:
     shape: ShapeOption = None
     revision: opt.RevisionOption = None
     offline: opt.OfflineOption = False
+    backend: opt.BackendOption = Backend.TORCH
     device: opt.DeviceOption = "auto"
     dtype: opt.DtypeOption = Dtype.AUTO
     quantize: QuantizeOption = "none"
@@ -214,6 +215,8 @@ def checked(ctx: typer.Context, options: BenchOptions) -> BenchOptions:
             shape(name)
         if options.threads is not None:
             numbers("threads", options.threads, low=1)
+    if options.backend is Backend.FLAX:
+        check_flax_backend(ctx, options, ("quantize", "activations", "threads"))
     if options.fail_under is not None and options.compare is None:
         raise RequestError("--fail-under needs an earlier report", hint="--compare OLD.json")
     if options.plot is not None:

@@ -3,6 +3,13 @@
 from enum import StrEnum
 
 
+class Backend(StrEnum):
+    """What computes."""
+
+    TORCH = "torch"
+    FLAX = "flax"
+
+
 class Dtype(StrEnum):
     """Number format of the weights in memory."""
 

@@ -12,6 +12,7 @@ import typer
 from llamacli.cli.choices import (
     Activations,
     AttnImplementation,
+    Backend,
     CacheImplementation,
     Dtype,
     Quantize,
@@ -77,6 +78,9 @@ RevisionOption = Annotated[
 ]
 OfflineOption = Annotated[
     bool, option(_MODEL, "--offline", help="Use only what was downloaded before.")
+]
+BackendOption = Annotated[
+    Backend, option(_MODEL, "--backend", help="Compute with torch, or with JAX (extra flax).")
 ]
 DeviceOption = Annotated[
     str,

@@ -4,30 +4,26 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from llamacli.cli.choices import Activations, CacheImplementation
+from llamacli.cli.choices import Activations, Backend, CacheImplementation
 from llamacli.cli.console import Terminal
 from llamacli.cli.download_progress import resolve_model
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.placement_options import device_or_placement
 from llamacli.cli.prompt_sources import PromptRecord, collect_prompts
 from llamacli.cli.run_options import RunOptions, checked, origin
-from llamacli.cli.threads import calm_threads, default_threads, set_threads
+from llamacli.cli.run_weights import estimate, load_weights
 
 if TYPE_CHECKING:
-    from llamacli.checkpoint import Checkpoint
     from llamacli.cli.jobs import Job
     from llamacli.cli.results import Output, Result, RunFacts
     from llamacli.cli.visualize_mask_options import VisualizeMaskOptions
     from llamacli.generation import TokenStream
-    from llamacli.loading import PreTrainedModel
-    from llamacli.memory_estimate import MemoryEstimate
     from llamacli.model import LlamaForCausalLM
     from llamacli.model_folder import ModelFolder
-    from llamacli.placement import Placement
 
 SHORT_HELP = """\
 llamacli run continues a text. There is no prompt yet; give it one:
@@ -145,78 +141,6 @@ def size_of(options: RunOptions, folder: "ModelFolder", jobs: "Sequence[Job]") -
     return min(len(jobs), options.batch_size), min(longest, context)
 
 
-def load_weights(
-    terminal: Terminal,
-    options: RunOptions,
-    folder: "ModelFolder",
-    rows: int,
-    tokens: int,
-    opens: "type[PreTrainedModel] | None" = None,
-) -> Any:
-    """Import torch and read the weights, if there is memory for so many rows of tokens.
-
-    They become a `LlamaForCausalLM`, or the class `opens`.
-    """
-    calm_threads()
-    with terminal.importing():
-        import torch
-
-        from llamacli.kernels.cuda_step import compile_step
-        from llamacli.loading import load_model, open_weights
-        from llamacli.model import LlamaForCausalLM
-    set_threads(options.threads)
-    weights = open_weights(folder.path, folder.config)
-    opens = opens or LlamaForCausalLM
-    device = device_or_placement(options, opens, folder.config, weights)
-    estimate(options, folder, weights, rows, tokens, device).require()
-    if options.check_tensors:
-        terminal.status("checking the weights …")
-        weights.check_finite()
-
-    def show_progress(done: int, total: int) -> None:
-        terminal.status(f"loading the weights: {done / 1e9:.1f} of {total / 1e9:.1f} GB …")
-
-    model = load_model(
-        opens,
-        folder.config,
-        weights,
-        dtype=options.dtype.value,
-        device=device,
-        attn_implementation=options.attn_implementation.value,
-        recipe=options.recipe,
-        activations=options.activations.value,
-        progress=show_progress,
-    )
-    if options.compile:
-        compile_step(model)
-    values = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
-    if options.threads is None:
-        torch.set_num_threads(default_threads(values))
-    return model
-
-
-def estimate(
-    options: RunOptions,
-    folder: "ModelFolder",
-    weights: "Checkpoint",
-    rows: int,
-    tokens: int,
-    device: "str | Placement",
-) -> "MemoryEstimate":
-    """The memory that the model will take."""
-    from llamacli.memory_estimate import estimate_memory
-
-    return estimate_memory(
-        folder.config,
-        weights,
-        dtype=options.dtype.value,
-        device=device,
-        recipe=options.recipe,
-        rows=rows,
-        tokens=tokens,
-    )
-
-
 def show_plan(terminal: Terminal, options: RunOptions) -> None:
     """Print the memory that a run would take; without a prompt, that of new tokens alone."""
     source = (options.prompt or (), options.prompt_file, options.records)
@@ -244,12 +168,13 @@ def describe(
     from llamacli.kernels.decode_step import kernel_set
 
     rounds = options.activations is Activations.INT8
+    kernels = "xla" if options.backend is Backend.FLAX else kernel_set(model)
     return RunFacts(
         model="demo" if options.model is None else options.model,
         revision=folder.revision,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
-        kernels=f"{kernel_set(model)} int8" if rounds else kernel_set(model),
+        kernels=f"{kernels} int8" if rounds else kernels,
         load_s=load_s,
         lookup=options.lookup,
         tokenizer=folder.tokenizer,

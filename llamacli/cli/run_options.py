@@ -12,13 +12,15 @@ from llamacli.cli import options as opt, placement_options as place_opt, task_op
 from llamacli.cli.choices import (
     Activations,
     AttnImplementation,
+    Backend,
     CacheImplementation,
     Dtype,
     Task,
 )
 from llamacli.cli.console import Color
 from llamacli.cli.prompt_sources import Records
-from llamacli.errors import RequestError
+from llamacli.errors import RequestError, check_choice
+from llamacli.flax_extra import check_flax
 from llamacli.memory_limits import memory_limits
 from llamacli.request import SamplingParams
 
@@ -36,6 +38,8 @@ _CONTRADICTIONS = (
     *(("device", name) for name in place_opt.NAMES),
 )
 
+_TORCH_ALONE = ("quantize", "activations", "threads", "lookup", "task", *place_opt.NAMES, "compile")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
@@ -45,6 +49,7 @@ class RunOptions:
     model: opt.ModelOption = None
     revision: opt.RevisionOption = None
     offline: opt.OfflineOption = False
+    backend: opt.BackendOption = Backend.TORCH
     device: opt.DeviceOption = "auto"
     device_map: place_opt.DeviceMapOption = None
     max_memory: place_opt.MaxMemoryOption = None
@@ -142,6 +147,9 @@ def checked(ctx: typer.Context, options: RunOptions) -> RunOptions:
         RequestError: two options contradict each other, or a value is outside its range.
     """
     options = without_contradictions(ctx, options, _CONTRADICTIONS)
+    if options.backend is Backend.FLAX:
+        check_flax_backend(ctx, options, _TORCH_ALONE)
+        options = replace(options, cache_implementation=CacheImplementation.STATIC)
     asked = options.sampling() | {"seed": options.seed}
     with named_by_option(ctx):
         SamplingParams(**{name: value for name, value in asked.items() if value is not None})
@@ -170,6 +178,22 @@ def without_contradictions(
         default = {variables[0]: getattr(defaults, variables[0])}
         options = replace(options, **default)  # type: ignore[type-var]
     return options
+
+
+def check_flax_backend(ctx: typer.Context, options: Any, torch_alone: Iterable[str]) -> None:
+    """Refuse what only torch can do, by the names of options.
+
+    Raises:
+        RequestError: it is asked for, or jax and flax are not installed.
+    """
+    check_flax()
+    defaults = type(options)()
+    for name in torch_alone:
+        if getattr(options, name) != getattr(defaults, name):
+            message = f"--backend flax has no {origin(ctx, name)}"
+            raise RequestError(message, hint="leave it out, or compute with --backend torch")
+    with named_by_option(ctx):
+        check_choice("device", options.device, ("auto", "cpu"))
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from llamacli.atomic import atomic_write
 from llamacli.cli.choices import Task
 from llamacli.cli.console import Terminal
 from llamacli.cli.option_class import takes_options
-from llamacli.cli.run import load_weights, open_folder, run_prompts
+from llamacli.cli.run import open_folder, run_prompts
 from llamacli.cli.run_options import RunOptions, origin
+from llamacli.cli.run_weights import load_weights
 from llamacli.cli.task_records import TaskRecord, collect_records
 from llamacli.cli.threads import calm_threads
 from llamacli.errors import RequestError

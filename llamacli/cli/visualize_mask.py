@@ -11,8 +11,9 @@ from llamacli.cli.console import Terminal
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.option_class import takes_options
 from llamacli.cli.prompt_sources import Records, collect_prompts
-from llamacli.cli.run import load_weights, open_folder
+from llamacli.cli.run import open_folder
 from llamacli.cli.run_options import RunOptions, named_by_option
+from llamacli.cli.run_weights import load_weights
 from llamacli.cli.visualize_mask_options import VisualizeMaskOptions, checked
 from llamacli.errors import RequestError, printable
 
