@@ -128,7 +128,8 @@ def _convert(
     algorithm: str,
     rows: tuple[int, int],
 ) -> _Block:
-    source = checkpoint.read_rows(planned.source, *rows)
+    part = planned.source.rows(*rows) if planned.source.shape else planned.source  # no rows
+    source = checkpoint.read_part(part)
     values = source if isinstance(source, torch.Tensor) else source.dequantize(torch.float32)
     values = values.to(planned.dtype)
     nbytes = planned.source.nbytes * (rows[1] - rows[0]) // (planned.source.shape or (1,))[0]
