@@ -106,6 +106,8 @@ def _place(module: nn.Module, weights: Mapping[nn.Parameter, Tensor | nn.Module]
             setattr(owner, attribute, tensors[parameter])
         else:
             weight.bias = owner.bias
+            for hook in owner._forward_hooks.values():
+                weight.register_forward_hook(hook)  # type: ignore[arg-type]
             module.set_submodule(path, weight)
 
 

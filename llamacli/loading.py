@@ -6,10 +6,11 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypedDict, TypeVar, Unpack
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.overrides import TorchFunctionMode
 
 from llamacli import hub
@@ -21,17 +22,21 @@ from llamacli.checkpoint import (
     open_checkpoint,
     save_state_dict,
 )
+from llamacli.collectives import join
 from llamacli.config import DTYPES, LlamaConfig
 from llamacli.dense_linear import cpu_computes_bfloat16
 from llamacli.errors import RequestError, ResourceError, check_choice, printable
 from llamacli.generation_config import GenerationConfig
 from llamacli.kernels import native
 from llamacli.kernels.decode_step import install
+from llamacli.kernels.long_prompts import fuse
 from llamacli.load_into import load_into
 from llamacli.model_folder import read_config
+from llamacli.parallel import apply_tensor_parallel, column_groups
 from llamacli.quantization import Scheme
 from llamacli.quantization_plan import Recipe, plan_quantization
 from llamacli.quantized_linear import is_quantized, round_activations
+from llamacli.ranks import Place
 from llamacli.torchao_config import recipe_of
 from llamacli.torchao_format import check_quantization_config
 
@@ -40,6 +45,16 @@ logger = logging.getLogger(__name__)
 DEVICE_TYPES = ("cuda", "xpu", "mps", "cpu")  # in the order that "auto" prefers
 
 ModelName = str | os.PathLike[str]
+
+
+class Placing(TypedDict, total=False):
+    """What `from_pretrained` takes to split a model.
+
+    `tp_plan="auto"` shares it among the processes that torchrun started: each calls
+    `from_pretrained`, and then the model with the same input.
+    """
+
+    tp_plan: str | None
 
 
 class PreTrainedModel(nn.Module):
@@ -51,11 +66,13 @@ class PreTrainedModel(nn.Module):
     Attributes:
         base_model_prefix: the attribute under which a model with a head keeps the one without.
         config: sizes and constants.
+        tp_size: how many ranks share the weights.
         generation_config: the model's own defaults for `generate` and `run`.
     """
 
     base_model_prefix: ClassVar[str] = "model"
     config: LlamaConfig
+    tp_size: int = 1
     generation_config: GenerationConfig = GenerationConfig()
 
     @property
@@ -80,6 +97,7 @@ class PreTrainedModel(nn.Module):
         quantization_config: object = None,
         activations: str = "auto",
         report: Report = ignore,
+        **placing: Unpack[Placing],
     ) -> Self:
         """Read a model from a folder or the hub.
 
@@ -94,11 +112,15 @@ class PreTrainedModel(nn.Module):
             activations: "int8" rounds the input of int4 layers (see `round_activations`); "auto"
                 does not.
             report: is called with each step of a download.
+            placing: `tp_plan`, as `Placing`.
 
         Raises:
+            TypeError: an option that is not supported, by name.
             LlamacliError: see `hub.resolve`, `LlamaConfig`, `checkpoint.open_checkpoint`,
-                `torchao_config.recipe_of`, `plan_quantization`, `round_activations`.
+                `torchao_config.recipe_of`, `plan_quantization`, `round_activations`,
+                `apply_tensor_parallel`.
         """
+        location = _located(device, placing)
         folder = hub.resolve(model, revision=revision, report=report).path
         config = read_config(folder)
         loaded = load_model(
@@ -106,7 +128,7 @@ class PreTrainedModel(nn.Module):
             config,
             open_weights(folder, config),
             dtype=dtype,
-            device=device,
+            device=location,
             attn_implementation=attn_implementation,
             recipe=None if quantization_config is None else recipe_of(quantization_config),
             activations=activations,
@@ -120,9 +142,11 @@ class PreTrainedModel(nn.Module):
         """Write config.json, generation_config.json if there is one, and safetensors.
 
         Raises:
-            RequestError: weights are quantized.
+            RequestError: weights are quantized, or shared by several ranks.
             LocalIOError: the disk refused.
         """
+        if self.tp_size > 1:
+            raise RequestError(f"a model shared by {self.tp_size} ranks cannot be written")
         if any(map(is_quantized, self.modules())):
             hint = "`llamacli quantize` writes one from the original folder"
             raise RequestError("a quantized model cannot be written", hint=hint)
@@ -137,6 +161,22 @@ class PreTrainedModel(nn.Module):
         with atomic_write_all(paths, removing=[target / "generation_config.json"]) as temporaries:
             for path, values in zip(temporaries, texts.values(), strict=True):
                 path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _located(
+    device: str | torch.device | int, placing: Placing
+) -> str | torch.device | int | DeviceMesh:
+    """The device of the whole model, or the ranks that share it."""
+    if unknown := placing.keys() - Placing.__annotations__.keys():
+        raise TypeError(f"from_pretrained does not support {', '.join(sorted(unknown))}")
+    if (tp_plan := placing.get("tp_plan")) is None:
+        return device
+    check_choice("tp_plan", tp_plan, ("auto",))
+    place = Place.from_environment(os.environ)
+    if place is None:
+        hint = "torchrun --nproc-per-node 2 SCRIPT"
+        raise RequestError("tp_plan needs several processes, started by torchrun", hint=hint)
+    return join(place, choose_device(device).type)
 
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
@@ -159,7 +199,7 @@ def load_model(
     opened: Checkpoint,
     *,
     dtype: str | torch.dtype = "auto",
-    device: str | torch.device | int = "auto",
+    device: str | torch.device | int | DeviceMesh = "auto",
     attn_implementation: str = "sdpa",
     recipe: Recipe | None = None,
     activations: str = "auto",
@@ -168,11 +208,12 @@ def load_model(
     """Read the weights into a new model, in evaluation mode; options as `from_pretrained`.
 
     Config and tensor headers are checked against each other before anything is allocated.
-    Weights become quantized as `recipe` says. `progress` is called with the bytes read so far and
+    Weights become quantized as `recipe` says. On a mesh each rank reads its share. `progress` is called with the bytes read so far and
     in all, after each weight.
     """
     rounds = choose("activations", activations, {"auto": False, "int8": True})
-    target = choose_device(device)
+    mesh = device if isinstance(device, DeviceMesh) else None
+    target = choose_device(device if mesh is None else mesh.device_type)
     model = meta_model(cls, config, attn_implementation)
     stored = next(iter(opened.tensors.values())).dtype
     schemes: dict[str, Scheme] = {}
@@ -185,6 +226,10 @@ def load_model(
     tensors = {ours: opened.tensors[theirs] for ours, theirs in names.items()}
     opened = dataclasses.replace(opened, tensors=tensors)
     schemes = {ours: schemes[theirs] for ours, theirs in names.items() if theirs in schemes}
+    if mesh is not None:
+        groups = column_groups(tensors, schemes)
+        tensors = apply_tensor_parallel(model, mesh, groups).of(tensors)
+        opened = dataclasses.replace(opened, tensors=tensors)
     load_into(
         model,
         opened,
@@ -196,8 +241,19 @@ def load_model(
     )
     if rounds:
         round_activations(model)
-    install(model)
+    if mesh is None:
+        install(model)
+    else:
+        _fuse_layers(model)
     return model.eval()
+
+
+def _fuse_layers(model: Any) -> None:
+    """Speed up what stands between the sums of the ranks."""
+    base = getattr(model, model.base_model_prefix, model)
+    if native.kernels() is not None and base.config.hidden_act in ("silu", "swish"):
+        for layer in base.layers:
+            fuse(layer)
 
 
 def meta_model(cls: type[ModelT], config: LlamaConfig, attn_implementation: str = "sdpa") -> ModelT:
