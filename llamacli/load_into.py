@@ -56,7 +56,7 @@ def load_into(
             and not those of a linear layer; found before memory is allocated.
         CheckpointError, LocalIOError, ResourceError: as `Checkpoint.read`.
     """
-    sources = _sources(module, checkpoint, schemes)
+    sources = find_sources(module, checkpoint, schemes)
 
     def read(name: str) -> Tensor | nn.Module:
         weight = checkpoint.read(name)
@@ -111,10 +111,14 @@ def _place(module: nn.Module, weights: Mapping[nn.Parameter, Tensor | nn.Module]
             module.set_submodule(path, weight)
 
 
-def _sources(
+def find_sources(
     module: nn.Module, checkpoint: Checkpoint, schemes: Mapping[str, Scheme]
 ) -> dict[nn.Parameter, str]:
-    """The stored weight of each parameter, the first of its names that the checkpoint has."""
+    """The stored weight of each parameter, the first of its names that the checkpoint has.
+
+    Raises:
+        CheckpointError: the weights do not fit the module, as `load_into`.
+    """
     names = dict(module.named_parameters(remove_duplicate=False))
     sources: dict[nn.Parameter, str] = {}
     for name, parameter in names.items():

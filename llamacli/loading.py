@@ -30,7 +30,7 @@ from llamacli.generation_config import GenerationConfig
 from llamacli.kernels import native
 from llamacli.kernels.decode_step import install
 from llamacli.kernels.long_prompts import fuse
-from llamacli.load_into import load_into
+from llamacli.load_into import find_sources, load_into
 from llamacli.model_folder import read_config
 from llamacli.parallel import apply_tensor_parallel, column_groups
 from llamacli.quantization import Scheme
@@ -208,8 +208,8 @@ def load_model(
     """Read the weights into a new model, in evaluation mode; options as `from_pretrained`.
 
     Config and tensor headers are checked against each other before anything is allocated.
-    Weights become quantized as `recipe` says. On a mesh each rank reads its share. `progress` is called with the bytes read so far and
-    in all, after each weight.
+    Weights become quantized as `recipe` says. On a mesh each rank reads its share. `progress` is
+    called with the bytes read so far and in all, after each weight.
     """
     rounds = choose("activations", activations, {"auto": False, "int8": True})
     mesh = device if isinstance(device, DeviceMesh) else None
@@ -227,8 +227,9 @@ def load_model(
     opened = dataclasses.replace(opened, tensors=tensors)
     schemes = {ours: schemes[theirs] for ours, theirs in names.items() if theirs in schemes}
     if mesh is not None:
-        groups = column_groups(tensors, schemes)
-        tensors = apply_tensor_parallel(model, mesh, groups).of(tensors)
+        used = find_sources(model, opened, schemes).values()
+        share = apply_tensor_parallel(model, mesh, column_groups(tensors, schemes))
+        tensors = share.of({name: tensors[name] for name in used})
         opened = dataclasses.replace(opened, tensors=tensors)
     load_into(
         model,

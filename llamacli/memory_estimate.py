@@ -1,6 +1,6 @@
 """The memory that a model will take, from its headers alone: weights + cache + scratch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -12,6 +12,7 @@ from llamacli.generation import PREFILL_CHUNK
 from llamacli.load_into import READING_THREADS
 from llamacli.loading import choose_device, choose_dtype
 from llamacli.machine_memory import available_memory_bytes
+from llamacli.parallel import Share, column_groups
 from llamacli.quantization_plan import Recipe, plan_quantization
 from llamacli.torchao_format import QuantizedInfo, WeightInfo
 
@@ -72,13 +73,19 @@ def estimate_memory(
     recipe: Recipe | None,
     rows: int,
     tokens: int,
+    ranks: int = 1,
 ) -> MemoryEstimate:
     """The memory of a model that holds so many rows of so many tokens; options as `load_model`.
+
+    With several ranks it is that of one of them, and what is free is shared by all.
 
     Raises:
         RequestError, ResourceError: the device is unknown or missing, as `choose_device`.
         CheckpointError, RequestError: the recipe does not fit, as `plan_quantization`.
     """
+    share = Share(config, 0, ranks, column_groups(weights.tensors, {}))
+    if ranks > 1:
+        weights = replace(weights, tensors=share.of(weights.tensors))
     target, infos = choose_device(device), weights.tensors
     chosen = choose_dtype(dtype, next(iter(infos.values())).dtype, target)
     sizes = {name: _loaded_bytes(info, chosen) for name, info in infos.items()}
@@ -89,14 +96,20 @@ def estimate_memory(
         sizes |= {name: each.nbytes for name, each in planned.items()}
         passing |= {name: each.values * _QUANTIZING for name, each in planned.items()}
     passing |= {name: i.nbytes for name, i in infos.items() if isinstance(i, QuantizedInfo)}
+    free = _available(target)
     return MemoryEstimate(
         weights_bytes=sum(sizes.values()),
-        cache_bytes=rows * tokens * position_values(config) * chosen.itemsize,
+        cache_bytes=rows
+        * tokens
+        * position_values(config)
+        * chosen.itemsize
+        // config.kv_heads
+        * share.kv_heads,
         scratch_bytes=max(
             sum(sorted(passing.values())[-READING_THREADS:]),
             _activation_values(config, rows, tokens) * max(chosen.itemsize, 4),
         ),
-        available_bytes=_available(target),
+        available_bytes=free and free // (ranks if target.type == "cpu" else 1),
     )
 
 

@@ -129,7 +129,7 @@ class Share:
         for name, info in weights.items():
             path, _, attribute = name.rpartition(".")
             style = style_of(path)
-            if style is None:
+            if style is None or len(info.shape) != 2 - (attribute == "bias"):
                 yield name, info
             elif style != "rowwise":
                 yield name, info.rows(*self.span(path))

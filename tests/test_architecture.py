@@ -25,13 +25,13 @@ ROWS = [
     tokenizer_sentencepiece tokenizer_fast tokenizer_tiktoken tokenizer_sequences tokenizer_call
     tokenizer_batch stream_decoder prompts
     template_worker logit_bias hub.settings hub.client hub.errors hub.listing hub.cache hub.verify
-    hub.transfer hub.target hub.download hub model_folder cpu_quota mask_view.rows mask_view.text
-    mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
+    hub.transfer hub.target hub.download hub model_folder cpu_quota ranks
+    mask_view.rows mask_view.text mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
     """cache memory sampling quantization kernels kernels.native dense_linear quantized_linear
     kernels.long_prompts kernels.decode_step weight_file torchao_format checkpoint_index
     checkpoint checkpoint_writer load_into quantization_plan torchao_config conversion
-    output_folder""",
+    output_folder collectives parallel""",
     "generation batch_generation streamers evaluation quantization_report",
     "loading",
     "model memory_estimate",
@@ -44,7 +44,7 @@ ROWS = [
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
     cli.options cli.task_options cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs
-    cli.results cli.run_plan cli.run cli.task_records cli.run_task cli.progress
+    cli.results cli.run_plan cli.ranks cli.run cli.task_records cli.run_task cli.progress
     cli.download_options cli.download_progress
     cli.download_report cli.download cli.quantize_options cli.quantize_evaluation
     cli.quantize_report cli.quantize cli.visualize_mask_options cli.visualize_mask

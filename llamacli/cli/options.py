@@ -82,6 +82,16 @@ DeviceOption = Annotated[
     str,
     option(_MODEL, "--device", metavar="DEVICE", help="auto, cpu, mps, cuda or 0, cuda:1 or 1."),
 ]
+TpOption = Annotated[
+    int,
+    option(
+        _MODEL,
+        "--tp",
+        metavar="N",
+        min=1,
+        help="Share the model among N processes, which divide the threads or have a GPU each.",
+    ),
+]
 DtypeOption = Annotated[Dtype, option(_MODEL, "--dtype", help="Number format of the weights.")]
 ThreadsOption = Annotated[
     int | None,

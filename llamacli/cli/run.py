@@ -13,9 +13,11 @@ from llamacli.cli.console import Terminal
 from llamacli.cli.download_progress import resolve_model
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.prompt_sources import PromptRecord, collect_prompts
+from llamacli.cli.ranks import Ranks, be_silent, meet
 from llamacli.cli.run_options import RunOptions, checked, origin
 from llamacli.cli.threads import calm_threads, default_threads, set_threads
 from llamacli.errors import LlamacliError
+from llamacli.ranks import Place
 
 if TYPE_CHECKING:
     from llamacli.checkpoint import Checkpoint
@@ -65,13 +67,23 @@ def run_prompts(ctx: typer.Context, options: RunOptions) -> None:
 
 def generate_all(terminal: Terminal, options: RunOptions) -> None:
     """Read the prompts, load the model, write the texts."""
-    records = collect_prompts(terminal, options.prompt or (), options.prompt_file, options.records)
+    place = Place.from_environment(terminal.environ)
+    is_first = place is None or place.rank == 0
+    records: list[PromptRecord] = []
+    if is_first:
+        source = (options.prompt or (), options.prompt_file, options.records)
+        records = collect_prompts(terminal, *source)
+    else:
+        be_silent(terminal)
     started = time.perf_counter()
     folder = open_folder(terminal, options)
     opened = time.perf_counter()
-    jobs = plan_jobs(terminal, options, folder, records)
+    jobs = plan_jobs(terminal, options, folder, records) if is_first else []
     planned = time.perf_counter()
-    model = load_weights(terminal, options, folder, *size_of(options, folder, jobs))
+    ranks = meet(terminal, options.tp, options.device, place)  # from here on there are several
+    if ranks is not None:
+        jobs = ranks.share(jobs)
+    model = load_weights(terminal, options, folder, *size_of(options, folder, jobs), ranks=ranks)
     load_s = opened - started + time.perf_counter() - planned
     facts = describe(options, folder, model, load_s)
     output = choose_output(terminal, options, facts)
@@ -152,10 +164,11 @@ def load_weights(
     rows: int,
     tokens: int,
     opens: "type[PreTrainedModel] | None" = None,
+    ranks: Ranks | None = None,
 ) -> Any:
     """Import torch and read the weights, if there is memory for so many rows of tokens.
 
-    They become a `LlamaForCausalLM`, or the class `opens`.
+    They become a `LlamaForCausalLM`, or the class `opens`; with `ranks` this rank's share of it.
     """
     calm_threads()
     with terminal.importing():
@@ -163,7 +176,7 @@ def load_weights(
 
         from llamacli.loading import load_model, open_weights
         from llamacli.model import LlamaForCausalLM
-    set_threads(options.threads)
+    set_threads(options.threads, 1 if ranks is None else ranks.place.local_size)
     weights = open_weights(folder.path, folder.config)
     estimate(options, folder, weights, rows, tokens).require()
     if options.check_tensors:
@@ -178,7 +191,7 @@ def load_weights(
         folder.config,
         weights,
         dtype=options.dtype.value,
-        device=options.device,
+        device=options.device if ranks is None else ranks.mesh,
         attn_implementation=options.attn_implementation.value,
         recipe=options.recipe,
         activations=options.activations.value,
@@ -193,7 +206,7 @@ def load_weights(
 def estimate(
     options: RunOptions, folder: "ModelFolder", weights: "Checkpoint", rows: int, tokens: int
 ) -> "MemoryEstimate":
-    """The memory that the model will take."""
+    """The memory that the model will take, or each of its ranks."""
     from llamacli.memory_estimate import estimate_memory
 
     return estimate_memory(
@@ -204,6 +217,7 @@ def estimate(
         recipe=options.recipe,
         rows=rows,
         tokens=tokens,
+        ranks=options.tp,
     )
 
 
@@ -223,6 +237,8 @@ def show_plan(terminal: Terminal, options: RunOptions, *, has_prompt: bool) -> N
 
     weights = open_weights(folder.path, folder.config)
     needed = estimate(options, folder, weights, rows, tokens)
+    if options.tp > 1:
+        terminal.note(f"so much for each of {options.tp} ranks on this machine")
     terminal.write(plan_text(needed, rows, tokens, as_json=options.json))
 
 
@@ -243,6 +259,7 @@ def describe(
         kernels=f"{kernel_set(model)} int8" if rounds else kernel_set(model),
         load_s=load_s,
         lookup=options.lookup,
+        ranks=options.tp,
         tokenizer=folder.tokenizer,
     )
 

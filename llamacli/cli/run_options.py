@@ -19,6 +19,7 @@ from llamacli.cli.choices import (
 from llamacli.cli.console import Color
 from llamacli.cli.prompt_sources import Records
 from llamacli.errors import RequestError
+from llamacli.ranks import Place
 from llamacli.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class RunOptions:
     revision: opt.RevisionOption = None
     offline: opt.OfflineOption = False
     device: opt.DeviceOption = "auto"
+    tp: opt.TpOption = 1
     dtype: opt.DtypeOption = Dtype.AUTO
     quantize: opt.QuantizeOption = None
     activations: opt.ActivationsOption = Activations.AUTO
@@ -136,10 +138,29 @@ def checked(ctx: typer.Context, options: RunOptions) -> RunOptions:
         RequestError: two options contradict each other, or a value is outside its range.
     """
     options = without_contradictions(ctx, options, _CONTRADICTIONS)
+    options = replace(options, tp=checked_ranks(ctx, options.tp, options.device))
     asked = options.sampling() | {"seed": options.seed}
     with named_by_option(ctx):
         SamplingParams(**{name: value for name, value in asked.items() if value is not None})
     return options
+
+
+def checked_ranks(ctx: typer.Context, tp: int, device: str) -> int:
+    """How many ranks share the model: those of torchrun, or as many as were asked for.
+
+    Raises:
+        RequestError: torchrun has started another number, or the device is a single one.
+    """
+    place = Place.from_environment(ctx.obj.environ)
+    count = tp if place is None else place.size
+    asked = origin(ctx, "tp")
+    if asked != "default" and count != tp:
+        raise RequestError(f"{asked} {tp} and torchrun's {count} processes contradict each other")
+    if count > 1 and device not in ("auto", "cpu", "cuda"):
+        name = asked if place is None else "torchrun"
+        message = f"{origin(ctx, 'device')} {device} and {name} contradict each other"
+        raise RequestError(message, hint="--device auto, cpu or cuda has a device for each rank")
+    return count
 
 
 def without_contradictions(
