@@ -31,6 +31,7 @@ _llamacli() {
         "run -m" | "run --model") compopt -o plusdirs 2>/dev/null; _llamacli_models; return ;;
         "run --revision") return ;;
         "run --device") return ;;
+        "run --tp") return ;;
         "run --dtype") _llamacli_words "auto float32 bfloat16 float16"; return ;;
         "run --quantize") _llamacli_words "int4 int8"; return ;;
         "run --activations") _llamacli_words "auto int8"; return ;;
@@ -115,7 +116,7 @@ _llamacli() {
     esac
     case "$command" in
         "") _llamacli_words "run download quantize visualize-mask bench --version --debug -h --help" ;;
-        run) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline --device --dtype --quantize --activations -t --threads --cache-implementation --attn-implementation --lookup --check-tensors -f --input --prompt-file --lines --jsonl -0 --null --raw --system --prefill --chat-template --parse-special --truncate --batch-size -n --max-new-tokens --min-new-tokens --stop --ignore-eos --seed --greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram-size --logit-bias --task --format --column --aggregation-strategy --output --num-samples --json --logprobs --stats --show-config --plan --color -q --quiet --debug -h --help"; fi ;;
+        run) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline --device --tp --dtype --quantize --activations -t --threads --cache-implementation --attn-implementation --lookup --check-tensors -f --input --prompt-file --lines --jsonl -0 --null --raw --system --prefill --chat-template --parse-special --truncate --batch-size -n --max-new-tokens --min-new-tokens --stop --ignore-eos --seed --greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram-size --logit-bias --task --format --column --aggregation-strategy --output --num-samples --json --logprobs --stats --show-config --plan --color -q --quiet --debug -h --help"; fi ;;
         download) if [[ $cur == -* ]]; then _llamacli_words "--revision --offline --include --exclude --to --dry-run --list --verify --remove --json -q --quiet --debug -h --help"; else _llamacli_models; fi ;;
         quantize) if [[ $cur == -* ]]; then _llamacli_words "--revision --offline --bits --group-size --algorithm --skip --mixed --dequantize --evaluate --text --target-kl -o --output --force --dry-run --report -t --threads -q --quiet --debug -h --help"; else compopt -o plusdirs 2>/dev/null; _llamacli_models; fi ;;
         visualize-mask) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline -f --prompt-file --tokens --sliding-window --padding --packed --prefix-length --step --static-cache --attention --layer --head -o --output --json --ascii --color -q --quiet --debug -h --help"; fi ;;

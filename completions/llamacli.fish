@@ -23,6 +23,7 @@ complete -c llamacli -n '__fish_seen_subcommand_from run' -s m -l model -x -a '(
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l revision -x -d 'Branch, tag or commit of the model'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l offline -d 'Use only what was downloaded before'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l device -x -d 'auto, cpu, mps, cuda or 0, cuda:1 or 1'
+complete -c llamacli -n '__fish_seen_subcommand_from run' -l tp -x -d 'Share the model among N processes, which divide the threads or have a GPU each'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Number format of the weights'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l quantize -x -a 'int4 int8' -d 'Quantize the weights while they are read'
 complete -c llamacli -n '__fish_seen_subcommand_from run' -l activations -x -a 'auto int8' -d 'Round the input of int4 layers: faster on some CPUs, less exact'

@@ -1,5 +1,6 @@
 """What the ranks of a model do together, and how a process becomes one of them."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from llamacli.errors import ResourceError, printable
+from llamacli.errors import RequestError, ResourceError, printable
 from llamacli.ranks import Place
 
 T = TypeVar("T")
@@ -67,6 +68,19 @@ def join(place: Place, device_type: str) -> DeviceMesh:
                 backend, store=place.store, rank=place.rank, world_size=place.size
             )
     return init_device_mesh(device_type, (place.size,))
+
+
+def join_torchrun(device_type: str) -> DeviceMesh:
+    """Meet the other processes that torchrun started; errors as `join`.
+
+    Raises:
+        RequestError: it did not start this one.
+    """
+    place = Place.from_environment(os.environ)
+    if place is None:
+        hint = "torchrun --nproc-per-node 2 SCRIPT"
+        raise RequestError("tp_plan needs several processes, started by torchrun", hint=hint)
+    return join(place, device_type)
 
 
 def share(value: T) -> T:

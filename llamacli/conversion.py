@@ -128,8 +128,9 @@ def _convert(
     algorithm: str,
     rows: tuple[int, int],
 ) -> _Block:
-    part = planned.source.rows(*rows) if planned.source.shape else planned.source  # no rows
-    source = checkpoint.read_part(part)
+    is_scalar = not planned.source.shape
+    info = planned.source if is_scalar else planned.source.rows(*rows)
+    source = checkpoint.read_part(info)
     values = source if isinstance(source, torch.Tensor) else source.dequantize(torch.float32)
     values = values.to(planned.dtype)
     nbytes = planned.source.nbytes * (rows[1] - rows[0]) // (planned.source.shape or (1,))[0]

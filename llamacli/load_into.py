@@ -107,7 +107,7 @@ def _place(module: nn.Module, weights: Mapping[nn.Parameter, Tensor | nn.Module]
         else:
             weight.bias = owner.bias
             for hook in owner._forward_hooks.values():
-                weight.register_forward_hook(hook)  # type: ignore[arg-type]
+                weight.register_forward_hook(hook)
             module.set_submodule(path, weight)
 
 

@@ -22,21 +22,19 @@ from llamacli.checkpoint import (
     open_checkpoint,
     save_state_dict,
 )
-from llamacli.collectives import join
+from llamacli.collectives import join_torchrun
 from llamacli.config import DTYPES, LlamaConfig
 from llamacli.dense_linear import cpu_computes_bfloat16
 from llamacli.errors import RequestError, ResourceError, check_choice, printable
 from llamacli.generation_config import GenerationConfig
 from llamacli.kernels import native
 from llamacli.kernels.decode_step import install
-from llamacli.kernels.long_prompts import fuse
-from llamacli.load_into import find_sources, load_into
+from llamacli.load_into import load_into
 from llamacli.model_folder import read_config
-from llamacli.parallel import apply_tensor_parallel, column_groups
+from llamacli.parallel import fuse_layers, take_share
 from llamacli.quantization import Scheme
 from llamacli.quantization_plan import Recipe, plan_quantization
 from llamacli.quantized_linear import is_quantized, round_activations
-from llamacli.ranks import Place
 from llamacli.torchao_config import recipe_of
 from llamacli.torchao_format import check_quantization_config
 
@@ -48,10 +46,9 @@ ModelName = str | os.PathLike[str]
 
 
 class Placing(TypedDict, total=False):
-    """What `from_pretrained` takes to split a model.
+    """Of `from_pretrained`: tp_plan="auto" shares a model among the processes of torchrun.
 
-    `tp_plan="auto"` shares it among the processes that torchrun started: each calls
-    `from_pretrained`, and then the model with the same input.
+    Each calls `from_pretrained`, and then the model with the same input.
     """
 
     tp_plan: str | None
@@ -117,10 +114,8 @@ class PreTrainedModel(nn.Module):
         Raises:
             TypeError: an option that is not supported, by name.
             LlamacliError: see `hub.resolve`, `LlamaConfig`, `checkpoint.open_checkpoint`,
-                `torchao_config.recipe_of`, `plan_quantization`, `round_activations`,
-                `apply_tensor_parallel`.
+                `torchao_config.recipe_of`, `plan_quantization`, `round_activations`, `Share`.
         """
-        location = _located(device, placing)
         folder = hub.resolve(model, revision=revision, report=report).path
         config = read_config(folder)
         loaded = load_model(
@@ -128,7 +123,7 @@ class PreTrainedModel(nn.Module):
             config,
             open_weights(folder, config),
             dtype=dtype,
-            device=location,
+            device=_located(device, placing),
             attn_implementation=attn_implementation,
             recipe=None if quantization_config is None else recipe_of(quantization_config),
             activations=activations,
@@ -172,11 +167,7 @@ def _located(
     if (tp_plan := placing.get("tp_plan")) is None:
         return device
     check_choice("tp_plan", tp_plan, ("auto",))
-    place = Place.from_environment(os.environ)
-    if place is None:
-        hint = "torchrun --nproc-per-node 2 SCRIPT"
-        raise RequestError("tp_plan needs several processes, started by torchrun", hint=hint)
-    return join(place, choose_device(device).type)
+    return join_torchrun(choose_device(device).type)
 
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
@@ -213,7 +204,7 @@ def load_model(
     """
     rounds = choose("activations", activations, {"auto": False, "int8": True})
     mesh = device if isinstance(device, DeviceMesh) else None
-    target = choose_device(device if mesh is None else mesh.device_type)
+    target = choose_device(device.device_type if isinstance(device, DeviceMesh) else device)
     model = meta_model(cls, config, attn_implementation)
     stored = next(iter(opened.tensors.values())).dtype
     schemes: dict[str, Scheme] = {}
@@ -223,14 +214,10 @@ def load_model(
         stored = next(iter(plan.values())).dtype
     chosen = choose_dtype(dtype, stored, target)
     names = _names_for(model, opened.tensors)
-    tensors = {ours: opened.tensors[theirs] for ours, theirs in names.items()}
-    opened = dataclasses.replace(opened, tensors=tensors)
+    opened = dataclasses.replace(opened, tensors={o: opened.tensors[t] for o, t in names.items()})
     schemes = {ours: schemes[theirs] for ours, theirs in names.items() if theirs in schemes}
     if mesh is not None:
-        used = find_sources(model, opened, schemes).values()
-        share = apply_tensor_parallel(model, mesh, column_groups(tensors, schemes))
-        tensors = share.of({name: tensors[name] for name in used})
-        opened = dataclasses.replace(opened, tensors=tensors)
+        opened = take_share(model, opened, schemes, mesh)
     load_into(
         model,
         opened,
@@ -242,19 +229,8 @@ def load_model(
     )
     if rounds:
         round_activations(model)
-    if mesh is None:
-        install(model)
-    else:
-        _fuse_layers(model)
+    (install if mesh is None else fuse_layers)(model)
     return model.eval()
-
-
-def _fuse_layers(model: Any) -> None:
-    """Speed up what stands between the sums of the ranks."""
-    base = getattr(model, model.base_model_prefix, model)
-    if native.kernels() is not None and base.config.hidden_act in ("silu", "swish"):
-        for layer in base.layers:
-            fuse(layer)
 
 
 def meta_model(cls: type[ModelT], config: LlamaConfig, attn_implementation: str = "sdpa") -> ModelT:

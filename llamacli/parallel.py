@@ -13,7 +13,7 @@ say what they are than a short step takes.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import lcm
 from typing import Any
@@ -22,9 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from llamacli.checkpoint import Checkpoint
 from llamacli.collectives import add_up, gather_last
 from llamacli.config import LlamaConfig
 from llamacli.errors import RequestError
+from llamacli.kernels.long_prompts import fuse
+from llamacli.kernels.native import kernels
+from llamacli.load_into import find_sources
 from llamacli.quantization import Scheme
 from llamacli.torchao_format import QuantizedInfo, WeightInfo
 
@@ -192,6 +196,28 @@ def apply_tensor_parallel(
     return share
 
 
+def take_share(
+    model: nn.Module, whole: Checkpoint, schemes: Mapping[str, Scheme], mesh: DeviceMesh
+) -> Checkpoint:
+    """Make a model that of this rank, and a checkpoint what the rank reads.
+
+    Raises:
+        CheckpointError: the weights do not fit the model, as `load_into`.
+        RequestError: as `Share` and `column_groups`.
+    """
+    used = find_sources(model, whole, schemes).values()  # checks whole shapes
+    share = apply_tensor_parallel(model, mesh, column_groups(whole.tensors, schemes))
+    return replace(whole, tensors=share.of({name: whole.tensors[name] for name in used}))
+
+
+def fuse_layers(model: Any) -> None:
+    """Speed up what stands between the sums of the ranks; the native step knows no sums."""
+    base = getattr(model, model.base_model_prefix, model)
+    if kernels() is not None and base.config.hidden_act in ("silu", "swish"):
+        for layer in base.layers:
+            fuse(layer)
+
+
 def _cut(
     layer: Any, style: str, span: Span, rank: int, cut: dict[nn.Parameter, nn.Parameter]
 ) -> None:
@@ -213,7 +239,7 @@ def _connect(layer: nn.Module, style: str, span: Span, group: Any, vocab_size: i
     if style == "rowwise":
         layer.register_forward_hook(lambda _, __, out: add_up(out, group))
     elif style == "embedding_rowwise":
-        layer.forward = VocabularySlice(layer, span, group)  # type: ignore[assignment, method-assign]
+        layer.forward = VocabularySlice(layer, span, group)
     elif style == "colwise_gather_output":
         layer.register_forward_hook(lambda _, __, out: gather_last(out, vocab_size, group))
 

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -77,20 +77,20 @@ def fork_ranks(count: int, terminal: Terminal) -> Place | int:
 
     To be called once torch is imported, and before it has started threads.
     """
-    import torch.distributed as dist
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     meeting = socket.create_server(("127.0.0.1", 0))
     port = meeting.getsockname()[1]
     lifeline, ours = os.pipe()
     ranks: list[_Rank] = []
     for number in range(count):
-        stderr = TemporaryFile() if number else None
+        stderr = TemporaryFile() if number else None  # noqa: SIM115
         if (pid := os.fork()) == 0:
             os.close(ours)
             _begin(lifeline, terminal, stderr)
             theirs: dict[str, Any] = {"master_listen_fd": meeting.detach()} if number == 0 else {}
             theirs["wait_for_workers"] = False
-            store = dist.TCPStore("127.0.0.1", port, count, number == 0, **theirs)
+            store = TCPStore("127.0.0.1", port, count, number == 0, **theirs)
             return Place(number, count, number, count, store)
         ranks.append(_Rank(number, pid, stderr))
     meeting.close()
@@ -129,11 +129,11 @@ def _watch(ranks: list[_Rank], terminal: Terminal) -> int:
     try:
         _wait(ranks, lambda: first.code is not None or any(rank.is_lost for rank in ranks))
         _wait(ranks, lambda: first.code is not None, _GRACE_S)
-        lost = [rank for rank in ranks if rank.is_lost]
+        done = first.code is not None and first.code >= 0
+        lost = [replace(rank) for rank in ranks if rank.is_lost]  # as they are before the end
     finally:
-        code = first.code
         _end(ranks)
-    return code if code is not None and code >= 0 else _explain(lost[0], terminal)
+    return first.code if done and first.code is not None else _explain(lost[0], terminal)
 
 
 def _wait(ranks: list[_Rank], is_over: Callable[[], bool], most_s: float = math.inf) -> None:
