@@ -56,7 +56,9 @@ def become_rank(size: int) -> Place | None:
 def logits(folder: Path, dtype: str, **placed: Any) -> torch.Tensor:
     """Of a prompt, then of one token after it: (2, V)."""
     config = read_config(folder)
-    model = load_model(LlamaForCausalLM, config, open_weights(folder, config), dtype=dtype, **placed)
+    model = load_model(
+        LlamaForCausalLM, config, open_weights(folder, config), dtype=dtype, **placed
+    )
     cache = KVCache(config.num_hidden_layers)
     ids = random_ids(1, 9)
     found = [next_logits(model, part, cache) for part in (ids[:, :8], ids[:, 8:])]
