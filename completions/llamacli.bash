@@ -107,6 +107,7 @@ _llamacli() {
         "bench -d" | "bench --n-depth") return ;;
         "bench -b" | "bench --batch-size") return ;;
         "bench -t" | "bench --threads") return ;;
+        "bench --tp") return ;;
         "bench -r" | "bench --repetitions") return ;;
         "bench --versus") return ;;
         "bench -o" | "bench --output-format") _llamacli_words "md csv json jsonl"; return ;;
@@ -120,7 +121,7 @@ _llamacli() {
         download) if [[ $cur == -* ]]; then _llamacli_words "--revision --offline --include --exclude --to --dry-run --list --verify --remove --json -q --quiet --debug -h --help"; else _llamacli_models; fi ;;
         quantize) if [[ $cur == -* ]]; then _llamacli_words "--revision --offline --bits --group-size --algorithm --skip --mixed --dequantize --evaluate --text --target-kl -o --output --force --dry-run --report -t --threads -q --quiet --debug -h --help"; else compopt -o plusdirs 2>/dev/null; _llamacli_models; fi ;;
         visualize-mask) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline -f --prompt-file --tokens --sliding-window --padding --packed --prefix-length --step --static-cache --attention --layer --head -o --output --json --ascii --color -q --quiet --debug -h --help"; fi ;;
-        bench) if [[ $cur == -* ]]; then _llamacli_words "--shape --revision --offline --device --dtype --quantize --activations -p --n-prompt -n --n-gen --pg -d --n-depth -b --batch-size -t --threads -r --repetitions --versus -o --output-format --compare --fail-under --plot -q --quiet --debug -h --help"; else compopt -o plusdirs 2>/dev/null; _llamacli_models; fi ;;
+        bench) if [[ $cur == -* ]]; then _llamacli_words "--shape --revision --offline --device --dtype --quantize --activations -p --n-prompt -n --n-gen --pg -d --n-depth -b --batch-size -t --threads --tp -r --repetitions --versus -o --output-format --compare --fail-under --plot -q --quiet --debug -h --help"; else compopt -o plusdirs 2>/dev/null; _llamacli_models; fi ;;
     esac
 }
 

@@ -142,6 +142,7 @@ complete -c llamacli -n '__fish_seen_subcommand_from bench' -l pg -x -d 'A promp
 complete -c llamacli -n '__fish_seen_subcommand_from bench' -s d -l n-depth -x -d 'Tokens in the context before the test'
 complete -c llamacli -n '__fish_seen_subcommand_from bench' -s b -l batch-size -x -d 'Rows run together'
 complete -c llamacli -n '__fish_seen_subcommand_from bench' -s t -l threads -x -d 'CPU threads'
+complete -c llamacli -n '__fish_seen_subcommand_from bench' -l tp -x -d 'Processes that share the model and the threads'
 complete -c llamacli -n '__fish_seen_subcommand_from bench' -s r -l repetitions -x -d 'Of each test, after a warm-up'
 complete -c llamacli -n '__fish_seen_subcommand_from bench' -l versus -x -d 'Measure llama.cpp=PATH/llama-bench,MODEL.gguf or transformers in turns. Repeatable'
 complete -c llamacli -n '__fish_seen_subcommand_from bench' -s o -l output-format -x -a 'md csv json jsonl' -d 'Of the report on stdout'

@@ -48,7 +48,7 @@ ROWS = [
     cli.download_options cli.download_progress
     cli.download_report cli.download cli.quantize_options cli.quantize_evaluation
     cli.quantize_report cli.quantize cli.visualize_mask_options cli.visualize_mask
-    cli.bench_options cli.bench
+    cli.bench_options cli.bench_ranks cli.bench
     cli.commands cli.completions cli.app __main__""",
 ]
 ROW_OF = {f"llamacli.{name}": row for row, names in enumerate(ROWS) for name in names.split()}

@@ -77,6 +77,24 @@ def test_a_plan_is_that_of_each_rank(noise: Path) -> None:
     assert shared["cache_bytes"] * 2 == alone["cache_bytes"]
 
 
+def test_bench_measures_each_number_of_ranks_in_its_own_processes(noise: Path) -> None:
+    args = ("bench", noise, "-p", 8, "-n", 2, "-r", 1, "-t", 2, "-o", "json", "-q", "--tp")
+    with start(*args, "1,2") as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    rows = json.loads(out)["rows"]
+    assert [(row["test"], row["tp"], row["threads"]) for row in rows] == [
+        ("pp8", 1, 2),
+        ("tg2", 1, 2),
+        ("pp8", 2, 2),
+        ("tg2", 2, 2),
+    ]
+    for row, alone in zip(rows, rows[:2] * 2, strict=True):
+        speeds = row["tokens_per_second"] / alone["tokens_per_second"]
+        assert row["efficiency"] == pytest.approx(speeds)
+    refused(here(*args, "1,2", "--versus", "transformers"), "--versus and --tp")
+
+
 def test_two_agents_of_torchrun_are_one_program(tale: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

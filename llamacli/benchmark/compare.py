@@ -77,4 +77,4 @@ def is_beyond_noise(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in _KEY)
+    return *(row[name] for name in _KEY), row.get("tp", 1)  # reports of before --tp lack it

@@ -25,6 +25,7 @@ class Subject:
         commit: of llamacli, where it runs from a repository.
         load_s: from the files (or random numbers) to a model.
         bandwidth, peak_flops: the roofs, in bytes and operations per second.
+        tp: how many ranks share the model, and the threads.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Subject:
     load_s: float
     bandwidth: float
     peak_flops: float
+    tp: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class Row:
         peak_memory_bytes: of the process since the model was loaded, or of the GPU.
         versus: the peers' results.
         change: since an earlier report, where there is one.
+        efficiency: speed for each thread, or GPU, beside that of one rank; None if not measured.
     """
 
     subject: Subject
@@ -70,6 +73,7 @@ class Row:
     peak_memory_bytes: int
     versus: Sequence["Versus"] = ()
     change: "Change | None" = None
+    efficiency: float | None = None
 
     @cached_property
     def samples(self) -> list[float]:
@@ -113,6 +117,7 @@ class Row:
             **asdict(self.case),
             **asdict(self.subject),
             "versus": [other.to_dict() for other in self.versus],
+            "efficiency": self.efficiency,
             "change": self.change and self.change._asdict(),
         }
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Protocol
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from llamacli.benchmark.cases import Case
 from llamacli.benchmark.machine import commit, device_name
@@ -84,7 +85,7 @@ class Source:
         plan = plan_quantization(self.weights, self.recipe, tied=tied)
         return sum(planned.nbytes for planned in plan.values())
 
-    def require_memory(self, settings: Settings) -> None:
+    def require_memory(self, settings: Settings, ranks: int = 1) -> None:
         """Refuse, before anything is read, what the machine cannot hold.
 
         Raises:
@@ -99,6 +100,7 @@ class Source:
                 recipe=self.recipe,
                 rows=case.batch,
                 tokens=case.length,
+                ranks=ranks,
             )
             scratch = max(needed.scratch_bytes, READ_BYTES)  # the roofs are measured beside it
             replace(needed, scratch_bytes=scratch).require()
@@ -133,14 +135,21 @@ class Peer(Protocol):
         """Its version, and what it runs."""
 
 
-def measure(source: Source, settings: Settings, peers: Sequence[Peer], show: Show) -> Iterator[Row]:
-    """The rows of one source.
+def measure(
+    source: Source,
+    settings: Settings,
+    peers: Sequence[Peer],
+    show: Show,
+    mesh: DeviceMesh | None = None,
+) -> Iterator[Row]:
+    """The rows of one source; threads are those of all ranks.
 
     Args:
         source: what is measured.
         settings: how.
         peers: measured in turns with it.
         show: called with what is being done.
+        mesh: the ranks that share the model, each of which measures.
     """
     show("loading the weights")
     gc.collect()  # the model before this one
@@ -150,7 +159,7 @@ def measure(source: Source, settings: Settings, peers: Sequence[Peer], show: Sho
         source.config,
         source.weights,
         dtype=settings.dtype,
-        device=settings.device,
+        device=settings.device if mesh is None else mesh,
         recipe=source.recipe,
         activations=settings.activations,
     )
@@ -160,7 +169,7 @@ def measure(source: Source, settings: Settings, peers: Sequence[Peer], show: Sho
         peer.open(source.config)
     work = Work.of(model)
     for threads in settings.threads:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(max(1, threads // model.tp_size))
         show("how fast this machine reads and multiplies")
         subject = describe(source, settings, model, load_s)
         _reset_peak(model.model.norm.weight.device)
@@ -183,14 +192,15 @@ def describe(source: Source, settings: Settings, model: LlamaForCausalLM, load_s
         model_bytes=source.model_bytes,
         device=str(device),
         device_name=device_name(device),
-        threads=torch.get_num_threads(),
+        threads=torch.get_num_threads() * model.tp_size,
+        tp=model.tp_size,
         kernels=kernel_set(model) + rounds,
         torch=str(torch.__version__),
         version=version("llamacli"),
         commit=commit(),
         load_s=load_s,
-        bandwidth=roof.bytes_per_second,
-        peak_flops=roof.flops_per_second,
+        bandwidth=roof.bytes_per_second * model.tp_size,
+        peak_flops=roof.flops_per_second * model.tp_size,
     )
 
 

@@ -14,7 +14,7 @@ from llamacli.model import LlamaForCausalLM
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Of one model.
+    """Of one model, on all ranks that share it.
 
     Attributes:
         weight_bytes: read in each step: all but the embeddings, of which a step reads a row.
@@ -37,7 +37,8 @@ class Work:
         parts = (*model.model.layers, model.model.norm, model.lm_head)
         heads = config.num_hidden_layers * config.head_size
         return cls(
-            weight_bytes=_nbytes(tensor for part in parts for tensor in _tensors(part)),
+            weight_bytes=model.tp_size
+            * _nbytes(tensor for part in parts for tensor in _tensors(part)),
             position_bytes=position_values(config) * weight.itemsize,
             layer_flops=2 * projection_values(config),
             head_flops=2 * config.vocab_size * config.hidden_size,
