@@ -203,7 +203,7 @@ def load_model(
     called with the bytes read so far and in all, after each weight.
     """
     rounds = choose("activations", activations, {"auto": False, "int8": True})
-    mesh = device if isinstance(device, DeviceMesh) else None
+    mesh = device if isinstance(device, DeviceMesh) and device.size() > 1 else None
     target = choose_device(device.device_type if isinstance(device, DeviceMesh) else device)
     model = meta_model(cls, config, attn_implementation)
     stored = next(iter(opened.tensors.values())).dtype
