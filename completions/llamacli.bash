@@ -35,6 +35,7 @@ _llamacli() {
         "run --device-map") return ;;
         "run --max-memory") return ;;
         "run --offload-folder") _llamacli_files; return ;;
+        "run --tp") return ;;
         "run --dtype") _llamacli_words "auto float32 bfloat16 float16"; return ;;
         "run --quantize") _llamacli_words "int4 int8"; return ;;
         "run --activations") _llamacli_words "auto int8"; return ;;
@@ -111,6 +112,7 @@ _llamacli() {
         "bench -d" | "bench --n-depth") return ;;
         "bench -b" | "bench --batch-size") return ;;
         "bench -t" | "bench --threads") return ;;
+        "bench --tp") return ;;
         "bench -r" | "bench --repetitions") return ;;
         "bench --versus") return ;;
         "bench -o" | "bench --output-format") _llamacli_words "md csv json jsonl"; return ;;
@@ -120,11 +122,11 @@ _llamacli() {
     esac
     case "$command" in
         "") _llamacli_words "run download quantize visualize-mask bench --version --debug -h --help" ;;
-        run) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline --backend --device --device-map --max-memory --offload-folder --compile --dtype --quantize --activations -t --threads --cache-implementation --attn-implementation --lookup --check-tensors -f --input --prompt-file --lines --jsonl -0 --null --raw --system --prefill --chat-template --parse-special --truncate --batch-size -n --max-new-tokens --min-new-tokens --stop --ignore-eos --seed --greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram-size --logit-bias --task --format --column --aggregation-strategy --output --num-samples --json --logprobs --stats --show-config --plan --color -q --quiet --debug -h --help"; fi ;;
+        run) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline --backend --device --device-map --max-memory --offload-folder --compile --tp --dtype --quantize --activations -t --threads --cache-implementation --attn-implementation --lookup --check-tensors -f --input --prompt-file --lines --jsonl -0 --null --raw --system --prefill --chat-template --parse-special --truncate --batch-size -n --max-new-tokens --min-new-tokens --stop --ignore-eos --seed --greedy --temperature --top-k --top-p --min-p --typical-p --repetition-penalty --presence-penalty --frequency-penalty --no-repeat-ngram-size --logit-bias --task --format --column --aggregation-strategy --output --num-samples --json --logprobs --stats --show-config --plan --color -q --quiet --debug -h --help"; fi ;;
         download) if [[ $cur == -* ]]; then _llamacli_words "--revision --offline --include --exclude --to --dry-run --list --verify --remove --json -q --quiet --debug -h --help"; else _llamacli_models; fi ;;
         quantize) if [[ $cur == -* ]]; then _llamacli_words "--revision --offline --bits --group-size --algorithm --skip --mixed --dequantize --evaluate --text --target-kl -o --output --force --dry-run --report -t --threads -q --quiet --debug -h --help"; else compopt -o plusdirs 2>/dev/null; _llamacli_models; fi ;;
         visualize-mask) if [[ $cur == -* ]]; then _llamacli_words "-m --model --revision --offline -f --prompt-file --tokens --sliding-window --padding --packed --prefix-length --step --static-cache --attention --layer --head -o --output --json --ascii --color -q --quiet --debug -h --help"; fi ;;
-        bench) if [[ $cur == -* ]]; then _llamacli_words "--shape --revision --offline --backend --device --dtype --quantize --activations -p --n-prompt -n --n-gen --pg -d --n-depth -b --batch-size -t --threads -r --repetitions --versus -o --output-format --compare --fail-under --plot -q --quiet --debug -h --help"; else compopt -o plusdirs 2>/dev/null; _llamacli_models; fi ;;
+        bench) if [[ $cur == -* ]]; then _llamacli_words "--shape --revision --offline --backend --device --dtype --quantize --activations -p --n-prompt -n --n-gen --pg -d --n-depth -b --batch-size -t --threads --tp -r --repetitions --versus -o --output-format --compare --fail-under --plot -q --quiet --debug -h --help"; else compopt -o plusdirs 2>/dev/null; _llamacli_models; fi ;;
     esac
 }
 

@@ -59,24 +59,22 @@ class Checkpoint:
             CheckpointError: int8 zero points other than 0; and as `WeightFile.read`.
             LocalIOError, ResourceError: as `WeightFile.read`.
         """
-        info = self.tensors[name]
-        return self.read_rows(info, 0, info.shape[0] if info.shape else 1)
+        return self.read_part(self.tensors[name])
 
-    def read_rows(self, info: WeightInfo, start: int, stop: int) -> Weight:
-        """A part of a weight along its first dimension; a scalar counts as one row.
+    def read_part(self, info: WeightInfo) -> Weight:
+        """A weight, or its `rows` or `columns`.
 
         Raises:
             CheckpointError, LocalIOError, ResourceError: as `read`.
         """
         if isinstance(info, TensorInfo):
-            return self._read(info.rows(start, stop) if info.shape else info)
+            return self._read(info)
         qdata, scale, zero_point = (info.parts[part] for part in PARTS)
-        if info.scheme.bits == 4:  # the rows of the weight are columns of scale and zero point
-            columns = (self._read(part)[:, start:stop] for part in (scale, zero_point))
-            return Int4Weight(self._read(qdata.rows(start, stop)), *columns)
-        if self._read(zero_point.rows(start, stop)).any():
+        if info.scheme.bits == 4:
+            return Int4Weight(*map(self._read, (qdata, scale, zero_point)))
+        if self._read(zero_point).any():
             raise CheckpointError(f"{qdata.shard}: zero points of int8 weights must be 0")
-        return Int8Weight(*(self._read(part.rows(start, stop)) for part in (qdata, scale)))
+        return Int8Weight(self._read(qdata), self._read(scale))
 
     def _read(self, info: TensorInfo) -> Tensor:
         return self.files[info.shard].read(info)

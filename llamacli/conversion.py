@@ -128,7 +128,9 @@ def _convert(
     algorithm: str,
     rows: tuple[int, int],
 ) -> _Block:
-    source = checkpoint.read_rows(planned.source, *rows)
+    is_scalar = not planned.source.shape
+    info = planned.source if is_scalar else planned.source.rows(*rows)
+    source = checkpoint.read_part(info)
     values = source if isinstance(source, torch.Tensor) else source.dequantize(torch.float32)
     values = values.to(planned.dtype)
     nbytes = planned.source.nbytes * (rows[1] - rows[0]) // (planned.source.shape or (1,))[0]

@@ -14,12 +14,13 @@ from llamacli import hub
 from llamacli.background import Report, ignore
 from llamacli.checkpoint import Checkpoint
 from llamacli.config import LlamaConfig
+from llamacli.empty_model import meta_model
 from llamacli.errors import RequestError, check_choice
 from llamacli.flax_cache import FlaxKVCache
 from llamacli.flax_generation import compiled_loop
 from llamacli.flax_weights import Params, fill_twin, read_params
 from llamacli.generation_config import GenerationConfig
-from llamacli.loading import ModelName, PreTrainedModel, choose, meta_model, open_weights
+from llamacli.loading import ModelName, PreTrainedModel, choose, open_weights
 from llamacli.model_folder import read_config
 from llamacli.torchao_format import QuantizedInfo, WeightInfo
 from llamacli.weight_file import TensorInfo

@@ -16,8 +16,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from torch import Tensor, nn
 
 from llamacli.checkpoint import Checkpoint
+from llamacli.empty_model import names_for
 from llamacli.load_into import weight_sources
-from llamacli.loading import PreTrainedModel, names_for
+from llamacli.loading import PreTrainedModel
 from llamacli.quantization import QuantizedWeight
 
 Params = Mapping[str, Any]  # a tree of dicts whose leaves are arrays

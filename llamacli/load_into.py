@@ -115,6 +115,8 @@ def _place(module: nn.Module, weights: Mapping[nn.Parameter, Weighty]) -> None:
             setattr(owner, attribute, tensors[parameter])
         else:
             weight.bias = owner.bias
+            for hook in owner._forward_hooks.values():
+                weight.register_forward_hook(hook)
             module.set_submodule(path, weight)
 
 
@@ -128,7 +130,11 @@ def loaded_bytes(info: WeightInfo, dtype: torch.dtype) -> int:
 def weight_sources(
     module: nn.Module, checkpoint: Checkpoint, schemes: Mapping[str, Scheme]
 ) -> dict[nn.Parameter, str]:
-    """The stored weight of each parameter, the first of its names that the checkpoint has."""
+    """The stored weight of each parameter, the first of its names that the checkpoint has.
+
+    Raises:
+        CheckpointError: the weights do not fit the module, as `load_into`.
+    """
     names = dict(module.named_parameters(remove_duplicate=False))
     sources: dict[nn.Parameter, str] = {}
     for name, parameter in names.items():

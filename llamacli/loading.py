@@ -1,17 +1,15 @@
 """Folder or hub name + options → a finished model. The only place where the parts meet."""
 
-import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar, Unpack
+from typing import ClassVar, Self, TypeVar, Unpack
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.distributed.device_mesh import DeviceMesh
 
 from llamacli import hub
 from llamacli.atomic import atomic_write_all
@@ -22,8 +20,10 @@ from llamacli.checkpoint import (
     open_checkpoint,
     save_state_dict,
 )
+from llamacli.collectives import join_torchrun
 from llamacli.config import LlamaConfig
 from llamacli.devices import choose_device, choose_dtype, main_device
+from llamacli.empty_model import prepare
 from llamacli.errors import RequestError, check_choice
 from llamacli.generation_config import GenerationConfig
 from llamacli.kernels import cuda_step
@@ -33,13 +33,15 @@ from llamacli.load_into import load_into, loaded_bytes
 from llamacli.memory_estimate import estimate_memory
 from llamacli.model_folder import read_config
 from llamacli.offload import Offload
+from llamacli.parallel import fuse_layers, take_share
 from llamacli.placement import Placement, PlacementRequest, Placing, place, placement_request
-from llamacli.quantization_plan import PlannedWeight, Recipe, plan_quantization
+from llamacli.quantization_plan import Recipe
 from llamacli.quantized_linear import is_quantized, round_activations
 from llamacli.torchao_config import recipe_of
 from llamacli.torchao_format import check_quantization_config
 
 ModelName = str | os.PathLike[str]
+Device = str | torch.device | int
 
 
 class PreTrainedModel(nn.Module):
@@ -51,11 +53,13 @@ class PreTrainedModel(nn.Module):
     Attributes:
         base_model_prefix: the attribute under which a model with a head keeps the one without.
         config: sizes and constants.
+        tp_size: how many ranks share the weights.
         generation_config: the model's own defaults for `generate` and `run`.
     """
 
     base_model_prefix: ClassVar[str] = "model"
     config: LlamaConfig
+    tp_size: int = 1
     generation_config: GenerationConfig = GenerationConfig()
 
     @property
@@ -95,14 +99,14 @@ class PreTrainedModel(nn.Module):
             activations: "int8" rounds the input of int4 layers (see `round_activations`); "auto"
                 does not.
             report: is called with each step of a download.
-            placing: `device_map`, `max_memory` and `offload_folder`, as `Placing`.
+            placing: `device_map`, `max_memory`, `offload_folder` and `tp_plan`, as `Placing`.
 
         Raises:
             TypeError: an option that is not supported, by name.
-            LlamacliError: see `hub.resolve`, `LlamaConfig`, `checkpoint.open_checkpoint`,
-                `torchao_config.recipe_of`, `plan_quantization`, `round_activations`, `place`.
+            LlamacliError: see `hub.resolve`, `LlamaConfig`, `open_checkpoint`, `recipe_of`,
+                `plan_quantization`, `round_activations`, `place`, `parallel.Share`.
         """
-        request = placement_request(device, placing)
+        request = _asked(device, placing)
         recipe = None if quantization_config is None else recipe_of(quantization_config)
         folder = hub.resolve(model, revision=revision, report=report).path
         config = read_config(folder)
@@ -126,9 +130,11 @@ class PreTrainedModel(nn.Module):
         """Write config.json, generation_config.json if there is one, and safetensors.
 
         Raises:
-            RequestError: weights are quantized, or not in memory.
+            RequestError: weights are quantized, not in memory, or shared by several ranks.
             LocalIOError: the disk refused.
         """
+        if self.tp_size > 1:
+            raise RequestError(f"a model shared by {self.tp_size} ranks cannot be written")
         if any(map(is_quantized, self.modules())):
             hint = "`llamacli quantize` writes one from the original folder"
             raise RequestError("a quantized model cannot be written", hint=hint)
@@ -147,6 +153,18 @@ class PreTrainedModel(nn.Module):
                 path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+def _asked(device: Device, placing: Placing) -> Device | PlacementRequest | DeviceMesh:
+    """The device of the whole model, how it is to be split, or the ranks that share it."""
+    tp_plan = placing.pop("tp_plan", None)
+    where = placement_request(device, placing)
+    if tp_plan is None:
+        return where
+    check_choice("tp_plan", tp_plan, ("auto",))
+    if isinstance(where, PlacementRequest):
+        raise RequestError("tp_plan and device_map contradict each other")
+    return join_torchrun(choose_device(where).type)
+
+
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
@@ -154,10 +172,10 @@ def _located(
     cls: type[ModelT],
     config: LlamaConfig,
     opened: Checkpoint,
-    where: str | torch.device | int | PlacementRequest,
+    where: Device | PlacementRequest | DeviceMesh,
     dtype: str | torch.dtype,
     recipe: Recipe | None,
-) -> str | torch.device | int | Placement:
+) -> Device | Placement | DeviceMesh:
     if not isinstance(where, PlacementRequest):
         return where
     return plan_placement(cls, config, opened, where, dtype=dtype, recipe=recipe)
@@ -180,7 +198,7 @@ def load_model(
     opened: Checkpoint,
     *,
     dtype: str | torch.dtype = "auto",
-    device: str | torch.device | int | Placement = "auto",
+    device: Device | Placement | DeviceMesh = "auto",
     attn_implementation: str = "sdpa",
     recipe: Recipe | None = None,
     activations: str = "auto",
@@ -189,23 +207,28 @@ def load_model(
     """Read the weights into a new model, in evaluation mode; options as `from_pretrained`.
 
     Config and tensor headers are checked against each other, and their sum against the memory that
-    is free, before anything is allocated. Weights become quantized as `recipe` says. `progress` is
-    called with the bytes read so far and in all, after each weight.
+    is free, before anything is allocated. Weights become quantized as `recipe` says. On a mesh each
+    rank reads its share. `progress` is called with the bytes read so far and in all, after each
+    weight.
     """
     rounds = choose("activations", activations, {"auto": False, "int8": True})
-    target = choose_device(device.main_device if isinstance(device, Placement) else device)
-    ready = _prepare(cls, config, opened, recipe, attn_implementation)
-    estimate_memory(
-        config, opened, dtype=dtype, device=device, recipe=recipe, rows=1, tokens=1
-    ).require()
-    model, chosen = ready.model, choose_dtype(dtype, ready.stored, target)
+    mesh = device if isinstance(device, DeviceMesh) and device.size() > 1 else None
+    target = choose_device(_main(device))
+    ready = prepare(cls, config, opened, recipe, attn_implementation)
+    where = device if isinstance(device, Placement) else target
+    needed = partial(estimate_memory, config, opened, dtype=dtype, device=where, recipe=recipe)
+    needed(rows=1, tokens=1, ranks=mesh.size() if mesh else 1).require()
+    model, weights = ready.model, ready.weights
+    chosen = choose_dtype(dtype, ready.stored, target)
     schemes = {name: planned.scheme for name, planned in ready.plan.items() if planned.scheme}
+    if mesh is not None:
+        weights = take_share(model, weights, schemes, mesh)
     offload = None
     if isinstance(device, Placement) and device.is_split:
-        offload = Offload(device, ready.weights, chosen, schemes)
+        offload = Offload(device, weights, chosen, schemes)
     load_into(
         model,
-        ready.weights,
+        weights,
         dtype=chosen,
         device=offload.place if offload else target,
         schemes=schemes,
@@ -214,11 +237,17 @@ def load_model(
     )
     if rounds:
         round_activations(model)
-    if offload is not None:
+    _speed_up(model, offload, is_shared=mesh is not None)
+    return model.eval()
+
+
+def _speed_up(model: nn.Module, offload: Offload | None, *, is_shared: bool) -> None:
+    if is_shared:
+        fuse_layers(model)
+    elif offload is not None:
         dispatch_with_kernels(model, partial(offload.dispatch, model))
     elif not cuda_step.install(model):
         install(model)
-    return model.eval()
 
 
 def plan_placement(
@@ -235,78 +264,18 @@ def plan_placement(
     Raises:
         RequestError, ResourceError: as `place`.
     """
-    ready = _prepare(cls, config, opened, recipe)
+    ready = prepare(cls, config, opened, recipe)
     chosen = choose_dtype(dtype, ready.stored, request.main_device)
     nbytes = {name: loaded_bytes(info, chosen) for name, info in ready.weights.tensors.items()}
     nbytes |= {name: planned.nbytes for name, planned in ready.plan.items() if planned.scheme}
     return place(ready.model, nbytes, request)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ready(Generic[ModelT]):
-    """A model without weights, and those that it will have, by its own names."""
-
-    model: ModelT
-    weights: Checkpoint
-    plan: Mapping[str, PlannedWeight]
-    stored: torch.dtype  # where nothing else is asked for
-
-
-def _prepare(
-    cls: type[ModelT],
-    config: LlamaConfig,
-    opened: Checkpoint,
-    recipe: Recipe | None,
-    attn_implementation: str = "sdpa",
-) -> _Ready[ModelT]:
-    model = meta_model(cls, config, attn_implementation)
-    stored = next(iter(opened.tensors.values())).dtype
-    plan: Mapping[str, PlannedWeight] = {}
-    if recipe is not None:
-        plan = plan_quantization(opened, recipe, tied=config.tie_word_embeddings)
-        stored = next(iter(plan.values())).dtype
-    names = names_for(model, opened.tensors)
-    tensors = {ours: opened.tensors[theirs] for ours, theirs in names.items()}
-    weights = dataclasses.replace(opened, tensors=tensors)
-    plan = {ours: plan[theirs] for ours, theirs in names.items() if theirs in plan}
-    return _Ready(model, weights, plan, stored)
-
-
-def meta_model(cls: type[ModelT], config: LlamaConfig, attn_implementation: str = "sdpa") -> ModelT:
-    """A model without weights, on the meta device."""
-    with torch.device("meta"), _WithoutInit():
-        return cls(config, attn_implementation=attn_implementation)
-
-
-class _WithoutInit(TorchFunctionMode):
-    """Modules are built without random weights.
-
-    The meta device holds no values anyway, but torch imports its compiler (0.8 s) to draw them.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return None
-        return func(*args, **(kwargs or {}))
-
-
-def names_for(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
-    """Name of a weight in the model → in the checkpoint.
-
-    These begin with the prefix of a model with a head, or do not. So a `LlamaModel` reads the
-    checkpoint of a model with a head, whose own tensors it leaves aside, and a model with a head
-    that of a `LlamaModel`.
-    """
-    prefix, names = f"{model.base_model_prefix}.", list(stored)
-    has_head = hasattr(model, model.base_model_prefix)
-    prefixed = [name for name in names if name.startswith(prefix)]
-    if has_head and not prefixed:
-        return {prefix + name: name for name in names}
-    if prefixed and not has_head:
-        return {name.removeprefix(prefix): name for name in prefixed}
-    return {name: name for name in names}
+def _main(device: Device | Placement | DeviceMesh) -> Device:
+    """The device where a model takes ids."""
+    if isinstance(device, DeviceMesh):
+        return device.device_type
+    return device.main_device if isinstance(device, Placement) else device
 
 
 # ----------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The memory that a model will take, from its headers alone: weights + cache + scratch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -10,6 +10,7 @@ from llamacli.devices import choose_device, choose_dtype, free_memory_bytes
 from llamacli.errors import ResourceError
 from llamacli.generation import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from llamacli.load_into import READING_THREADS, loaded_bytes
+from llamacli.parallel import Share, column_groups
 from llamacli.placement import Placement
 from llamacli.quantization_plan import Recipe, plan_quantization
 from llamacli.torchao_format import QuantizedInfo
@@ -71,16 +72,22 @@ def estimate_memory(
     recipe: Recipe | None,
     rows: int,
     tokens: int,
+    ranks: int = 1,
 ) -> MemoryEstimate:
     """The memory of a model that holds so many rows of so many tokens.
 
     Of a placed model it is that on the main device.
+
+    With several ranks it is that of one of them, and what is free is shared by all.
 
     Raises:
         RequestError, ResourceError: as `choose_device` and `choose_dtype`.
         CheckpointError, RequestError: the recipe does not fit, as `plan_quantization`.
     """
     target = choose_device(device.main_device if isinstance(device, Placement) else device)
+    share = Share(config, 0, ranks, column_groups(weights.tensors, {}))
+    if ranks > 1:
+        weights = replace(weights, tensors=share.of(weights.tensors))
     infos = weights.tensors
     # What was quantized computes in bfloat16.
     stored = torch.bfloat16 if recipe else next(iter(infos.values())).dtype
@@ -95,14 +102,16 @@ def estimate_memory(
     passing |= {name: i.nbytes for name, i in infos.items() if isinstance(i, QuantizedInfo)}
     placed = device.bytes_on(str(target)) if isinstance(device, Placement) else None
     chunk = PREFILL_CHUNK if target.type == "cpu" else GPU_PREFILL_CHUNK
+    position_bytes = position_values(config) * chosen.itemsize // config.kv_heads * share.kv_heads
+    free = free_memory_bytes(target)
     return MemoryEstimate(
         weights_bytes=sum(sizes.values()) if placed is None else placed,
-        cache_bytes=rows * tokens * position_values(config) * chosen.itemsize,
+        cache_bytes=rows * tokens * position_bytes,
         scratch_bytes=max(
             sum(sorted(passing.values())[-READING_THREADS:]),
             _activation_values(config, rows, tokens, chunk) * max(chosen.itemsize, 4),
         ),
-        available_bytes=free_memory_bytes(target),
+        available_bytes=free and free // (ranks if target.type == "cpu" else 1),
     )
 
 

@@ -76,14 +76,16 @@ class PlacementRequest:
 
 
 class Placing(TypedDict, total=False):
-    """What `from_pretrained` takes to split a model; fields of `PlacementRequest`.
+    """What `from_pretrained` takes to split a model: fields of `PlacementRequest`, or tp_plan.
 
-    A device map may also be the device of the whole model.
+    A device map may also be the device of the whole model. tp_plan="auto" shares a model among the
+    processes of torchrun: each calls `from_pretrained`, and then the model with the same input.
     """
 
     device_map: object
     max_memory: Limits | None
     offload_folder: str | os.PathLike[str] | None
+    tp_plan: str | None
 
 
 def placement_request(

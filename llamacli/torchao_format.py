@@ -10,7 +10,7 @@ says how new weights would be quantized; what was done stands in the metadata.
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,6 +47,27 @@ class QuantizedInfo:
     def nbytes(self) -> int:
         """Size of all parts in bytes."""
         return sum(part.nbytes for part in self.parts.values())
+
+    def rows(self, start: int, stop: int) -> "QuantizedInfo":
+        """A part of the weight along N."""
+        stop = min(stop, self.shape[0])
+        parts = {name: part.rows(start, stop) for name, part in self.parts.items()}
+        if self.scheme.bits == 4:  # rows of the weight are columns of scale and zero point
+            parts |= {name: self.parts[name].columns(start, stop) for name in PARTS[1:]}
+        return replace(self, shape=(stop - start, self.shape[1]), parts=parts)
+
+    def columns(self, start: int, stop: int) -> "QuantizedInfo":
+        """A part of the weight along K, of whole groups in int4."""
+        values, size = 8 // self.scheme.bits, self.scheme.group_size
+        qdata = self.parts["qdata"].columns(start // values, stop // values)
+        parts = {**self.parts, "qdata": qdata}
+        if self.scheme.bits == 4:
+            groups = start // size, stop // size
+            parts |= {name: self.parts[name].rows(*groups) for name in PARTS[1:]}
+        else:
+            size = stop - start
+        scheme = Scheme(self.scheme.bits, size)
+        return replace(self, scheme=scheme, shape=(self.shape[0], stop - start), parts=parts)
 
 
 WeightInfo = TensorInfo | QuantizedInfo

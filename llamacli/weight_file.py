@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -46,23 +46,43 @@ _DATA_END = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d{1,19})\s*\]')
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor as its file's header describes it; `offset` counts bytes from the file's start."""
+    """One tensor as its file's header describes it, or a part of it.
+
+    Attributes:
+        offset: bytes from the file's start.
+        row_stride: bytes from one row to the next; None where they follow each other.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     shard: str
     offset: int
+    row_stride: int | None = None
 
     @property
     def nbytes(self) -> int:
         """Size in bytes, on disk and in memory."""
         return prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def row_bytes(self) -> int:
+        """Size of a part of length 1 along the first dimension."""
+        return self.nbytes // self.shape[0]
+
     def rows(self, start: int, stop: int) -> "TensorInfo":
         """A part of the tensor along its first dimension, as a tensor of its own."""
-        row_bytes = self.nbytes // self.shape[0]
         shape = (min(stop, self.shape[0]) - start, *self.shape[1:])
-        return TensorInfo(shape, self.dtype, self.shard, self.offset + start * row_bytes)
+        offset = self.offset + start * (self.row_stride or self.row_bytes)
+        return replace(self, shape=shape, offset=offset)
+
+    def columns(self, start: int, stop: int) -> "TensorInfo":
+        """A part of a matrix along its second dimension, as a tensor of its own."""
+        return replace(
+            self,
+            shape=(self.shape[0], stop - start),
+            offset=self.offset + start * self.dtype.itemsize,
+            row_stride=self.row_stride or self.row_bytes,
+        )
 
 
 class WeightFile:
@@ -182,13 +202,20 @@ class WeightFile:
             CheckpointError: the file has become shorter since it was opened.
             LocalIOError: the disk refused.
         """
+        if info.row_stride is None:
+            self._fill(memory, info.offset)
+        else:
+            for row, part in enumerate(memory.view(-1, info.row_bytes)):
+                self._fill(part, info.offset + row * info.row_stride)
+        return memory.view(info.dtype).view(info.shape)
+
+    def _fill(self, memory: Tensor, offset: int) -> None:
         try:
-            is_whole = read_bytes(self._descriptor, info.offset, memory)
+            is_whole = read_bytes(self._descriptor, offset, memory)
         except OSError as problem:
             raise self._unreadable(problem) from problem
         if not is_whole:
             raise CheckpointError(f"{self.name} became shorter while it was read")
-        return memory.view(info.dtype).view(info.shape)
 
     def read_ahead(self, info: TensorInfo) -> None:
         """Have the system read a tensor that will soon be wanted, where it can."""

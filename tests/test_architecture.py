@@ -27,16 +27,16 @@ ROWS = [
     tokenizer_sequences tokenizer_call
     tokenizer_batch tokenizer_offsets tokenizer_truncation stream_decoder prompts
     template_worker logit_bias hub.settings hub.client hub.errors hub.listing hub.cache hub.verify
-    hub.transfer hub.target hub.download hub model_folder cpu_quota mask_view.rows mask_view.text
-    mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
+    hub.transfer hub.target hub.download hub model_folder cpu_quota ranks
+    mask_view.rows mask_view.text mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
     """cache outputs flash_attention memory logits_filters sampling device_sampling devices
     placement offload quantization kernels kernels.native kernels.cuda_int4 kernels.cuda_step
     dense_linear quantized_linear kernels.long_prompts kernels.decode_step
     kernels.offloaded_step weight_file torchao_format checkpoint_index checkpoint
     checkpoint_writer load_into quantization_plan torchao_config conversion output_folder
-    flax_cache flax_outputs""",
-    """generation run_ahead batch_generation flax_generation streamers evaluation
+    flax_cache flax_outputs collectives parallel""",
+    """empty_model generation run_ahead batch_generation flax_generation streamers evaluation
     quantization_report memory_estimate""",
     "loading flax_weights flax_loading flax_sharding",
     "model flax_model flax_engine",
@@ -50,11 +50,12 @@ ROWS = [
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
     cli.options cli.task_options cli.placement_options
     cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs
-    cli.results cli.run_plan cli.run_weights cli.run cli.task_records cli.run_task cli.progress
+    cli.results cli.run_plan cli.ranks cli.run_weights cli.run cli.task_records cli.run_task
+    cli.progress
     cli.download_options cli.download_progress
     cli.download_report cli.download cli.quantize_options cli.quantize_evaluation
     cli.quantize_report cli.quantize cli.visualize_mask_options cli.visualize_mask
-    cli.bench_options cli.bench
+    cli.bench_options cli.bench_ranks cli.bench
     cli.commands cli.completions cli.app __main__""",
 ]
 ROW_OF = {f"llamacli.{name}": row for row, names in enumerate(ROWS) for name in names.split()}

@@ -17,8 +17,9 @@ from llamacli.benchmark.session import Settings, Source, measure
 from llamacli.benchmark.work import Work
 from llamacli.cache import KVCache
 from llamacli.config import LlamaConfig
+from llamacli.empty_model import meta_model
 from llamacli.generation import next_logits
-from llamacli.loading import load_model, meta_model, open_weights
+from llamacli.loading import load_model, open_weights
 from llamacli.model import LlamaForCausalLM
 from llamacli.model_folder import DEMO_FOLDER, read_config
 from llamacli.quantization_plan import Recipe

@@ -10,13 +10,24 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import AxisType, Mesh, PartitionSpec as P
 
 from llamacli.errors import RequestError
-from llamacli.flax_sharding import shard, spec_of
+from llamacli.flax_sharding import AXIS, FLAX_TP_PLAN, shard, spec_of
+from llamacli.parallel import TP_PLAN
 from tests.flax_twins import pair
 from tests.tiny import random_ids
 
 
 def mesh(name: str = "tp") -> Mesh:
     return jax.make_mesh((4,), (name,), axis_types=(AxisType.Auto,))
+
+
+def test_the_plan_is_that_of_the_torch_model() -> None:
+    specs = {  # kernels are (in, out); the embedding is (vocabulary, hidden)
+        "embedding_rowwise": P(AXIS, None),
+        "colwise": P(None, AXIS),
+        "colwise_gather_output": P(None, AXIS),
+        "rowwise": P(AXIS, None),
+    }
+    assert {path: specs[style] for path, style in TP_PLAN.items()} == FLAX_TP_PLAN
 
 
 def test_the_plan_places_kernels_biases_and_embeddings() -> None:

@@ -101,4 +101,4 @@ def interval(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in _KEY)
+    return *(row[name] for name in _KEY), row.get("tp", 1)  # reports of before --tp lack it

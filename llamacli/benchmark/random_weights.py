@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llamacli.checkpoint import Checkpoint, Weight
 from llamacli.config import LlamaConfig
-from llamacli.loading import meta_model
+from llamacli.empty_model import meta_model
 from llamacli.memory import allocate
 from llamacli.model import LlamaForCausalLM
 from llamacli.quantization import Int4Weight, Int8Weight

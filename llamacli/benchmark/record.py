@@ -26,6 +26,7 @@ class Subject:
         load_s: from the files (or random numbers) to a model.
         bandwidth, peak_flops: the roofs, in bytes and operations per second.
         taken_by_others: share of the threads' cores that other programs wanted, too.
+        tp: how many ranks share the model, and the threads.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Subject:
     bandwidth: float
     peak_flops: float
     taken_by_others: float
+    tp: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ class Row:
         peak_memory_bytes: of the process since the model was loaded, or of the GPU.
         versus: the peers' results.
         change: since an earlier report, where there is one.
+        efficiency: speed for each thread, or GPU, beside that of one rank; None if not measured.
     """
 
     subject: Subject
@@ -72,6 +75,7 @@ class Row:
     peak_memory_bytes: int
     versus: Sequence["Versus"] = ()
     change: "Change | None" = None
+    efficiency: float | None = None
 
     @cached_property
     def samples(self) -> list[float]:
@@ -115,6 +119,7 @@ class Row:
             **asdict(self.case),
             **asdict(self.subject),
             "versus": [other.to_dict() for other in self.versus],
+            "efficiency": self.efficiency,
             "change": self.change and self.change._asdict(),
         }
 

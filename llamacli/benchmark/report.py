@@ -53,6 +53,7 @@ _FACTS: Mapping[str, Callable[[Subject], str]] = {
     "dtype": lambda s: s.dtype,
     "device": lambda s: s.device,
     "threads": lambda s: str(s.threads),
+    "tp": lambda s: str(s.tp),
     "kernels": lambda s: s.kernels,
     "load": lambda s: f"{s.load_s:.1f} s",
     "reads": lambda s: f"{s.bandwidth / 1e9:.1f} GB/s",
@@ -65,6 +66,8 @@ _LISTED = ("parameters", "size", "load", "reads", "multiplies", "other programs 
 def to_markdown(rows: Sequence[Row]) -> str:
     """The table of at least one row, aligned, with what all rows share above it."""
     facts = {title: [cell(row.subject) for row in rows] for title, cell in _FACTS.items()}
+    if all(row.subject.tp == 1 for row in rows):
+        del facts["tp"]
     columns = {
         title: cells
         for title, cells in facts.items()
@@ -85,6 +88,8 @@ def _columns(rows: Sequence[Row]) -> dict[str, Cell]:
         "tok/s": lambda row: with_spread(row.tokens_per_second, spread(row.samples)),
     }
     found["of the roof"] = _share
+    if any(row.efficiency is not None for row in rows):
+        found["efficiency"] = _efficiency
     if not rows[0].versus and rows[0].change is None:  # what would not fit beside these
         if any(row.prefill_s for row in rows):
             found["TTFT"] = _first_token
@@ -112,6 +117,10 @@ def _share(row: Row) -> str:
         return f"{speed / 1e9:.1f} GB/s ({speed / row.subject.bandwidth:.0%})"
     flops = row.flops_per_second or 0.0
     return f"{flops / 1e9:,.0f} GFLOP/s ({flops / row.subject.peak_flops:.0%})"
+
+
+def _efficiency(row: Row) -> str:
+    return "" if row.efficiency is None else f"{row.efficiency:.0%}"
 
 
 def _first_token(row: Row) -> str:

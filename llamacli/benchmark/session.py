@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol, Union
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from llamacli.benchmark.cases import Case
 from llamacli.benchmark.machine import commit, device_name
@@ -91,7 +92,9 @@ class Source:
         plan = plan_quantization(self.weights, self.recipe, tied=tied)
         return sum(planned.nbytes for planned in plan.values())
 
-    def require_memory(self, settings: Settings, peers: "Sequence[Peer]" = ()) -> None:
+    def require_memory(
+        self, settings: Settings, peers: "Sequence[Peer]" = (), ranks: int = 1
+    ) -> None:
         """Refuse, before anything is read, what the machine cannot hold.
 
         All cases have their cache at the same time, and peers hold the model once more.
@@ -113,6 +116,7 @@ class Source:
                 recipe=self.recipe,
                 rows=case.batch,
                 tokens=case.length,
+                ranks=ranks,
             )
             for case in settings.cases
         ]
@@ -159,35 +163,42 @@ class Peer(Protocol):
         """Its version, and what it runs."""
 
 
-def measure(source: Source, settings: Settings, peers: Sequence[Peer], show: Show) -> Iterator[Row]:
+def measure(
+    source: Source,
+    settings: Settings,
+    peers: Sequence[Peer],
+    show: Show,
+    mesh: DeviceMesh | None = None,
+) -> Iterator[Row]:
     """The rows of one source; when it is interrupted, as far as they came.
 
     The repetitions of all cases take turns: what changes slowly, such as the clock of the CPU, so
-    shows in the spread of each row.
+    shows in the spread of each row. Threads are those of all ranks.
 
     Args:
         source: what is measured.
         settings: how.
         peers: measured in turns with it.
         show: called with what is being done.
+        mesh: the ranks that share the model, each of which measures.
     """
     show("loading the weights")
     gc.collect()  # the model before this one
     started = time.perf_counter()
-    model = _load(source, settings)
+    model = _load(source, settings, mesh)
     load_s = time.perf_counter() - started
     for peer in peers:
         show(f"starting {peer.name}")
         peer.open(source.config)
     for threads in settings.threads:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(max(1, threads // _ranks(model)))
         show("how fast this machine reads and multiplies")
         subject = describe(source, settings, model, load_s)
         _reset_peak(model.device)
         yield from _rows(model, subject, settings, peers, show)
 
 
-def _load(source: Source, settings: Settings) -> Model:
+def _load(source: Source, settings: Settings, mesh: DeviceMesh | None) -> Model:
     if settings.backend == "flax":
         from llamacli.flax_engine import load_engine
 
@@ -199,7 +210,7 @@ def _load(source: Source, settings: Settings) -> Model:
         source.config,
         source.weights,
         dtype=settings.dtype,
-        device=settings.device,
+        device=settings.device if mesh is None else mesh,
         recipe=source.recipe,
         activations=settings.activations,
     )
@@ -233,6 +244,10 @@ def _rows(
     yield from rows()
 
 
+def _ranks(model: Model) -> int:
+    return model.tp_size if isinstance(model, LlamaForCausalLM) else 1
+
+
 def _work(model: Model) -> Work:
     if isinstance(model, LlamaForCausalLM):
         return Work.of(model)
@@ -253,14 +268,15 @@ def describe(source: Source, settings: Settings, model: Model, load_s: float) ->
         model_bytes=source.model_bytes,
         device=str(device),
         device_name=device_name(device),
-        threads=torch.get_num_threads(),
+        threads=torch.get_num_threads() * _ranks(model),
+        tp=_ranks(model),
         kernels=kernel_set(model) + rounds if isinstance(model, LlamaForCausalLM) else "xla",
         torch=str(torch.__version__),
         version=version("llamacli"),
         commit=commit(),
         load_s=load_s,
-        bandwidth=roof.bytes_per_second,
-        peak_flops=roof.flops_per_second,
+        bandwidth=roof.bytes_per_second * _ranks(model),
+        peak_flops=roof.flops_per_second * _ranks(model),
         taken_by_others=0.0,
     )
 

@@ -14,7 +14,7 @@ from llamacli.model import LlamaForCausalLM
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Of one model.
+    """Of one model, on all ranks that share it.
 
     Attributes:
         weight_bytes: read in each step: all but the embeddings, of which a step reads a row.
@@ -36,7 +36,7 @@ class Work:
         config, weight = model.config, model.model.norm.weight  # never quantized
         parts = (*model.model.layers, model.model.norm, model.lm_head)
         weight_bytes = _nbytes(tensor for part in parts for tensor in _tensors(part))
-        return cls.of_sizes(config, weight_bytes, weight.itemsize)
+        return cls.of_sizes(config, model.tp_size * weight_bytes, weight.itemsize)
 
     @classmethod
     def of_sizes(cls, config: LlamaConfig, weight_bytes: int, itemsize: int) -> Self:

@@ -21,6 +21,8 @@ from llamacli.cli.threads import calm_threads, default_threads, set_threads
 from llamacli.errors import RequestError, first_five, printable
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from llamacli.benchmark.record import Row
     from llamacli.benchmark.session import Peer, Settings, Source
     from llamacli.quantization_plan import Recipe
@@ -51,7 +53,10 @@ def bench_models(ctx: typer.Context, options: BenchOptions) -> None:
     sources = open_sources(terminal, options)
     rows: list[Row] = []
     try:
-        for row in measure_all(terminal, options, sources, peers):
+        measured = measure_all(terminal, options, sources, peers)
+        if options.tp_counts != [1]:
+            measured = iter(measure_shared(terminal, options, sources))
+        for row in measured:
             rows.append(row if old is None else replace(row, change=change(row, old)))
             if options.output_format is Format.JSONL:
                 write(terminal, options, rows[-1:])
@@ -110,19 +115,32 @@ def open_source(
     )
 
 
+def measure_shared(
+    terminal: Terminal, options: BenchOptions, sources: "list[Source]"
+) -> "list[Row]":
+    """The rows of all sources for each number of ranks."""
+    from llamacli.cli.bench_ranks import measure_ranks
+
+    def measure(mesh: "DeviceMesh") -> "Iterator[Row]":
+        return measure_all(terminal, options, sources, [], mesh)
+
+    return measure_ranks(terminal, options.tp_counts, options.device, measure)
+
+
 def measure_all(
     terminal: Terminal,
     options: BenchOptions,
     sources: "list[Source]",
     peers: "Sequence[Peer]",
+    mesh: "DeviceMesh | None" = None,
 ) -> "Iterator[Row]":
-    """The rows of all sources; what is being done is told on stderr."""
+    """The rows of all sources, on this rank of a mesh; what is being done is told on stderr."""
     from llamacli.benchmark.session import measure
 
     counts = options.thread_counts
     plans = [settings_of(options, source, counts) for source in sources]
     for source, settings in zip(sources, plans, strict=True):
-        source.require_memory(settings, peers)
+        source.require_memory(settings, peers, 1 if mesh is None else mesh.size())
     for number, (source, settings) in enumerate(zip(sources, plans, strict=True), start=1):
         which = f"{printable(source.name)} {source.form('')}".rstrip()
         if len(sources) > 1:
@@ -132,7 +150,7 @@ def measure_all(
             tell = terminal.status if step else partial(begin, terminal)
             tell(f"{which}: {phase}{step} …")
 
-        yield from measure(source, settings, peers, show)
+        yield from measure(source, settings, peers, show, mesh)
 
 
 def settings_of(options: BenchOptions, source: "Source", threads: list[int]) -> "Settings":

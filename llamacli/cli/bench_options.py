@@ -94,6 +94,12 @@ ThreadsOption = Annotated[
         show_default="the physical cores; 1 for a small model",
     ),
 ]
+TpOption = Annotated[
+    str,
+    opt.option(
+        _TESTS, "--tp", metavar="LIST", help="Processes that share the model and the threads."
+    ),
+]
 RepetitionsOption = Annotated[
     int, opt.option(_TESTS, "-r", "--repetitions", min=1, help="Of each test, after a warm-up.")
 ]
@@ -152,6 +158,7 @@ class BenchOptions:
     n_depth: DepthOption = "0"
     batch_size: BatchOption = "1"
     threads: ThreadsOption = None
+    tp: TpOption = "1"
     repetitions: RepetitionsOption = 5
     versus: VersusOption = None
     output_format: FormatOption = Format.MD
@@ -202,6 +209,15 @@ class BenchOptions:
             return []
         return list(dict.fromkeys(map(possible, numbers("threads", self.threads, low=1))))
 
+    @property
+    def tp_counts(self) -> list[int]:
+        """Numbers of ranks to measure with.
+
+        Raises:
+            RequestError: no list of numbers.
+        """
+        return numbers("tp", self.tp, low=1)
+
 
 def checked(ctx: typer.Context, options: BenchOptions) -> BenchOptions:
     """The options, once it is clear that all their values can be used.
@@ -210,13 +226,15 @@ def checked(ctx: typer.Context, options: BenchOptions) -> BenchOptions:
         RequestError: one cannot, or they contradict each other.
     """
     with named_by_option(ctx):
-        _ = options.cases, options.bits
+        _ = options.cases, options.bits, options.tp_counts
         for name in options.shape or ():
             shape(name)
         if options.threads is not None:
             numbers("threads", options.threads, low=1)
     if options.backend is Backend.FLAX:
-        check_flax_backend(ctx, options, ("quantize", "activations", "threads"))
+        check_flax_backend(ctx, options, ("quantize", "activations", "threads", "tp"))
+    if options.versus and options.tp_counts != [1]:
+        raise RequestError("--versus and --tp contradict each other")
     if options.fail_under is not None and options.compare is None:
         raise RequestError("--fail-under needs an earlier report", hint="--compare OLD.json")
     if options.plot is not None:

@@ -88,6 +88,16 @@ DeviceOption = Annotated[
         _MODEL, "--device", metavar="DEVICE", help="auto, cpu, mps, xpu, cuda or 0, cuda:1 or 1."
     ),
 ]
+TpOption = Annotated[
+    int,
+    option(
+        _MODEL,
+        "--tp",
+        metavar="N",
+        min=1,
+        help="Share the model among N processes, which divide the threads or have a GPU each.",
+    ),
+]
 DtypeOption = Annotated[Dtype, option(_MODEL, "--dtype", help="Number format of the weights.")]
 ThreadsOption = Annotated[
     int | None,

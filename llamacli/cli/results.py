@@ -45,6 +45,7 @@ class RunFacts:
     kernels: str  # what computes: "avx512", "avx512 int8", …, or "torch"
     load_s: float
     lookup: int
+    ranks: int
     tokenizer: Tokenizer
 
 
@@ -183,6 +184,7 @@ def result_record(index: int, result: Result, facts: RunFacts) -> dict[str, Any]
         "revision": facts.revision,
         "device": facts.device,
         "dtype": facts.dtype,
+        "tp_size": facts.ranks,
     }
 
 
@@ -213,12 +215,15 @@ def stats_table(results: Sequence[Result], facts: RunFacts) -> str:
         "first token": f"{batches[0].time_to_first_token_s:.3f} s" if batches else "",
         "decode": _speed(decoded, decode_s),
         "lookup": _acceptance(batches),
+        "ranks": f"{facts.ranks}; the memory is that of rank 0",
         "peak memory": f"{peak_memory_bytes() / 1e9:.2f} GB",
         "seed": seeds + (", …" if len(results) > 5 else ""),
         "finished by": ", ".join(f"{name} ({n})" if n > 1 else name for name, n in ends.items()),
     }
     if not facts.lookup:
         del rows["lookup"]
+    if facts.ranks == 1:
+        del rows["ranks"]
     return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
 
 

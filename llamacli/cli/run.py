@@ -14,8 +14,10 @@ from llamacli.cli.download_progress import resolve_model
 from llamacli.cli.exit_codes import ExitCode
 from llamacli.cli.placement_options import device_or_placement
 from llamacli.cli.prompt_sources import PromptRecord, collect_prompts
+from llamacli.cli.ranks import be_silent, meet
 from llamacli.cli.run_options import RunOptions, checked, origin
 from llamacli.cli.run_weights import estimate, load_weights
+from llamacli.ranks import Place
 
 if TYPE_CHECKING:
     from llamacli.cli.jobs import Job
@@ -61,13 +63,23 @@ def run_prompts(ctx: typer.Context, options: RunOptions) -> None:
 
 def generate_all(terminal: Terminal, options: RunOptions) -> None:
     """Read the prompts, load the model, write the texts."""
-    records = collect_prompts(terminal, options.prompt or (), options.prompt_file, options.records)
+    place = Place.from_environment(terminal.environ)
+    is_first = place is None or place.rank == 0
+    records: list[PromptRecord] = []
+    if is_first:
+        source = (options.prompt or (), options.prompt_file, options.records)
+        records = collect_prompts(terminal, *source)
+    else:
+        be_silent(terminal)
     started = time.perf_counter()
     folder = open_folder(terminal, options)
     opened = time.perf_counter()
-    jobs = plan_jobs(terminal, options, folder, records)
+    jobs = plan_jobs(terminal, options, folder, records) if is_first else []
     planned = time.perf_counter()
-    model = load_weights(terminal, options, folder, *size_of(options, folder, jobs))
+    ranks = meet(terminal, options.tp, options.device, place)  # from here on there are several
+    if ranks is not None:
+        jobs = ranks.share(jobs)
+    model = load_weights(terminal, options, folder, *size_of(options, folder, jobs), ranks=ranks)
     load_s = opened - started + time.perf_counter() - planned
     facts = describe(options, folder, model, load_s)
     output = choose_output(terminal, options, facts)
@@ -157,6 +169,8 @@ def show_plan(terminal: Terminal, options: RunOptions) -> None:
     weights = open_weights(folder.path, folder.config)
     device = device_or_placement(options, LlamaForCausalLM, folder.config, weights)
     needed = estimate(options, folder, weights, rows, tokens, device)
+    if options.tp > 1:
+        terminal.note(f"so much for each of {options.tp} ranks on this machine")
     terminal.write(plan_text(needed, rows, tokens, device, as_json=options.json))
 
 
@@ -177,6 +191,7 @@ def describe(
         kernels=f"{kernels} int8" if rounds else kernels,
         load_s=load_s,
         lookup=options.lookup,
+        ranks=options.tp,
         tokenizer=folder.tokenizer,
     )
 

@@ -22,6 +22,7 @@ from llamacli.cli.prompt_sources import Records
 from llamacli.errors import RequestError, check_choice
 from llamacli.flax_extra import check_flax
 from llamacli.memory_limits import memory_limits
+from llamacli.ranks import Place
 from llamacli.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -36,9 +37,19 @@ _CONTRADICTIONS = (
     ("raw", "chat_template"),
     *combinations(("lines", "jsonl", "null"), 2),
     *(("device", name) for name in place_opt.NAMES),
+    *(("tp", name) for name in (*place_opt.NAMES, "compile")),
 )
 
-_TORCH_ALONE = ("quantize", "activations", "threads", "lookup", "task", *place_opt.NAMES, "compile")
+_TORCH_ALONE = (
+    "tp",
+    "quantize",
+    "activations",
+    "threads",
+    "lookup",
+    "task",
+    *place_opt.NAMES,
+    "compile",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +66,7 @@ class RunOptions:
     max_memory: place_opt.MaxMemoryOption = None
     offload_folder: place_opt.OffloadFolderOption = None
     compile: place_opt.CompileOption = False
+    tp: opt.TpOption = 1
     dtype: opt.DtypeOption = Dtype.AUTO
     quantize: opt.QuantizeOption = None
     activations: opt.ActivationsOption = Activations.AUTO
@@ -150,12 +162,31 @@ def checked(ctx: typer.Context, options: RunOptions) -> RunOptions:
     if options.backend is Backend.FLAX:
         check_flax_backend(ctx, options, _TORCH_ALONE)
         options = replace(options, cache_implementation=CacheImplementation.STATIC)
+    options = replace(options, tp=checked_ranks(ctx, options.tp, options.device))
     asked = options.sampling() | {"seed": options.seed}
     with named_by_option(ctx):
         SamplingParams(**{name: value for name, value in asked.items() if value is not None})
         if options.max_memory is not None:
             memory_limits(options.max_memory)
     return options
+
+
+def checked_ranks(ctx: typer.Context, tp: int, device: str) -> int:
+    """How many ranks share the model: those of torchrun, or as many as were asked for.
+
+    Raises:
+        RequestError: torchrun has started another number, or the device is a single one.
+    """
+    place = Place.from_environment(ctx.obj.environ)
+    count = tp if place is None else place.size
+    asked = origin(ctx, "tp")
+    if asked != "default" and count != tp:
+        raise RequestError(f"{asked} {tp} and torchrun's {count} processes contradict each other")
+    if count > 1 and device not in ("auto", "cpu", "cuda"):
+        name = asked if place is None else "torchrun"
+        message = f"{origin(ctx, 'device')} {device} and {name} contradict each other"
+        raise RequestError(message, hint="--device auto, cpu or cuda has a device for each rank")
+    return count
 
 
 def without_contradictions(

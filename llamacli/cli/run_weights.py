@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from llamacli.cli.choices import Backend
 from llamacli.cli.console import Terminal
 from llamacli.cli.placement_options import device_or_placement
+from llamacli.cli.ranks import Ranks
 from llamacli.cli.run_options import RunOptions
 from llamacli.cli.threads import calm_threads, default_threads, set_threads
 
@@ -23,10 +24,11 @@ def load_weights(
     rows: int,
     tokens: int,
     opens: "type[PreTrainedModel] | None" = None,
+    ranks: Ranks | None = None,
 ) -> Any:
     """Import torch and read the weights, if there is memory for so many rows of tokens.
 
-    They become a `LlamaForCausalLM`, or the class `opens`.
+    They become a `LlamaForCausalLM`, or the class `opens`; with `ranks` this rank's share of it.
     """
     calm_threads()
     with terminal.importing():
@@ -35,7 +37,7 @@ def load_weights(
         from llamacli.kernels.cuda_step import compile_step
         from llamacli.loading import load_model, open_weights
         from llamacli.model import LlamaForCausalLM
-    set_threads(options.threads)
+    set_threads(options.threads, 1 if ranks is None else ranks.place.local_size)
     weights = open_weights(folder.path, folder.config)
     opens = opens or LlamaForCausalLM
     device = device_or_placement(options, opens, folder.config, weights)
@@ -49,7 +51,7 @@ def load_weights(
 
     settings: dict[str, Any] = {
         "dtype": options.dtype.value,
-        "device": device,
+        "device": device if ranks is None else ranks.mesh,
         "attn_implementation": options.attn_implementation.value,
         "progress": show_progress,
     }
@@ -75,7 +77,7 @@ def estimate(
     tokens: int,
     device: "str | Placement",
 ) -> "MemoryEstimate":
-    """The memory that the model will take."""
+    """The memory that the model will take, or each of its ranks."""
     from llamacli.memory_estimate import estimate_memory
 
     dtype = options.dtype.value
@@ -91,4 +93,5 @@ def estimate(
         recipe=options.recipe,
         rows=rows,
         tokens=tokens,
+        ranks=options.tp,
     )

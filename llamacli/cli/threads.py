@@ -18,14 +18,18 @@ def calm_threads() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # read by OpenMP when it is loaded
 
 
-def set_threads(asked: int | None) -> None:
-    """Compute with so many threads; None is one for each physical core that may be used."""
+def set_threads(asked: int | None, ranks: int = 1) -> None:
+    """Compute with so many threads; None is one for each physical core that may be used.
+
+    Ranks on this machine share them.
+    """
     import torch
 
     from llamacli.cpu_quota import cpu_quota
 
     cores = torch.get_num_threads()
-    torch.set_num_threads(possible(asked) if asked else min(cores, cpu_quota() or cores))
+    count = possible(asked) if asked else min(cores, cpu_quota() or cores)
+    torch.set_num_threads(max(1, count // ranks))
 
 
 def possible(asked: int) -> int:
