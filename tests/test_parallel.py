@@ -155,5 +155,9 @@ def test_rows_are_not_quantized_to_int8_in_parts() -> None:
 def test_python_needs_torchrun_for_a_plan(folders: Mapping[str, Path]) -> None:
     with pytest.raises(RequestError, match="torchrun"):
         LlamaForCausalLM.from_pretrained(folders["gqa"], tp_plan="auto")
+    with pytest.raises(RequestError, match="tp_plan must be"):
+        LlamaForCausalLM.from_pretrained(folders["gqa"], tp_plan="ring")
+    with pytest.raises(RequestError, match="tp_plan and device_map contradict each other"):
+        LlamaForCausalLM.from_pretrained(folders["gqa"], tp_plan="auto", device_map="auto")
     with pytest.raises(TypeError, match="tp_plans"):
         LlamaForCausalLM.from_pretrained(folders["gqa"], tp_plans="auto")  # type: ignore[call-arg]

@@ -59,11 +59,16 @@ def test_a_damaged_model_is_one_error(noise: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_done_in_several_processes_is_named(noise: Path) -> None:
     refused(run(noise, "--tp", 2, "--device", "cuda:1", "a"), "--device cuda:1 and --tp")
+    for option in (["--device-map", "auto"], ["--max-memory", "cpu=1GiB"],
+                   ["--offload-folder", "/tmp"], ["--compile"]):  # fmt: skip
+        refused(run(noise, "--tp", 2, *option, "a"), f"--tp and {option[0]} contradict each other")
     refused(run(noise, "--tp", 2, "--task", "text-classification", "a"), "--tp", "--task")
     torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     done = here("run", "-m", noise, "--tp", 4, "a", **torchrun)
     refused(done, "--tp 4 and torchrun's 2 processes contradict each other")
+    done = here("run", "-m", noise, "--compile", "a", **torchrun)
+    refused(done, "torchrun and --compile contradict each other")
 
 
 def test_a_plan_is_that_of_each_rank(noise: Path) -> None:
