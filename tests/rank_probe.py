@@ -74,10 +74,11 @@ def measure(folder: str, size: int, dtype: str) -> None:
     everybody: list[Any] = [None] * size
     dist.all_gather_object(everybody, (sum(bytes_read), ours))
     if place.rank == 0:
-        alone = logits(Path(folder), dtype, device="cpu")
+        alone, exact = (logits(Path(folder), kind, device="cpu") for kind in (dtype, "float32"))
         report = {
+            "error": max(float((found - exact).norm()) for _, found in everybody),
+            "error_alone": float((alone - exact).norm()),
             "difference": max(float((found - alone).abs().max()) for _, found in everybody),
-            "largest": float(alone.abs().max()),
             "bytes": [count for count, _ in everybody],
         }
         print(json.dumps(report), flush=True)

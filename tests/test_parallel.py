@@ -76,8 +76,10 @@ def test_all_ranks_get_the_logits_of_one_process(
     name: str, ranks: int, dtype: str, reports: Mapping[tuple[str, int], dict[str, Any]]
 ) -> None:
     report = reports[name, ranks]
-    allowed = 1e-5 if dtype == "float32" else 0.03 * report["largest"]
-    assert report["difference"] < allowed
+    if dtype == "float32":
+        assert report["difference"] < 1e-5
+    else:  # each rounds sums in an order of its own, so their errors are as large, not the same
+        assert report["error"] < 2 * report["error_alone"]
 
 
 def test_a_rank_reads_its_slices_alone(
