@@ -186,15 +186,15 @@ def test_cases_take_turns_and_an_end_leaves_what_came(monkeypatch: pytest.Monkey
 def test_neighbors_take_what_idle_cores_do_not_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of four cores, for ten seconds, others use two and this program one."""
+    """Of four cores, for ten seconds, others use two, this program one; or one is another rank."""
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     monkeypatch.setattr("os.sysconf", lambda _: 100)
     stat, after = tmp_path / "stat", "cpu  1500 500 500 9000 9000 0 0 500 7 7\ncpu0 1\n"
-    for threads, taken in ((1, 0.0), (3, 1 / 3), (4, 0.5)):
+    for threads, ranks, taken in ((1, 1, 0.0), (3, 1, 1 / 3), (4, 1, 0.5), (4, 2, 0.25)):
         monkeypatch.setattr("time.perf_counter", iter((100.0, 110.0)).__next__)
         monkeypatch.setattr("time.process_time", iter((0.0, 10.0)).__next__)
         stat.write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")
-        neighbors = Neighbors(threads, stat)
+        neighbors = Neighbors(threads, stat, ranks=ranks)
         with neighbors.watched():
             stat.write_text(after)
         assert neighbors.taken == pytest.approx(taken)

@@ -10,10 +10,10 @@ _STAT = Path("/proc/stat")
 
 
 class Neighbors:
-    """Watches the cores while so many threads of this program work."""
+    """Watches the cores while so many threads of this program work, in equal ranks."""
 
-    def __init__(self, threads: int, stat: Path = _STAT) -> None:
-        self._threads, self._stat = threads, stat
+    def __init__(self, threads: int, stat: Path = _STAT, *, ranks: int = 1) -> None:
+        self._threads, self._stat, self._ranks = threads, stat, ranks
         self._others_s = self._wall_s = 0.0
 
     @contextmanager
@@ -41,4 +41,5 @@ class Neighbors:
             return 0.0, time.perf_counter()
         # user, nice, system, idle, iowait, irq, softirq, steal: what is neither idle nor waits
         ticks = sum(int(fields[place]) for place in (0, 1, 2, 5, 6, 7))
-        return ticks / os.sysconf("SC_CLK_TCK") - time.process_time(), time.perf_counter()
+        ours = self._ranks * time.process_time()
+        return ticks / os.sysconf("SC_CLK_TCK") - ours, time.perf_counter()

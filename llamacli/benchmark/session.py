@@ -224,7 +224,7 @@ def _rows(
     show: Show,
 ) -> Iterator[Row]:
     tests = [Test(model, case, peers) for case in settings.cases]
-    neighbors, work = Neighbors(subject.threads), _work(model)
+    neighbors, work = Neighbors(subject.threads, ranks=subject.tp), _work(model)
 
     def rows() -> list[Row]:
         now = replace(subject, taken_by_others=neighbors.taken)

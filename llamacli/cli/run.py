@@ -168,7 +168,7 @@ def show_plan(terminal: Terminal, options: RunOptions) -> None:
 
     weights = open_weights(folder.path, folder.config)
     device = device_or_placement(options, LlamaForCausalLM, folder.config, weights)
-    needed = estimate(options, folder, weights, rows, tokens, device)
+    needed = estimate(options, folder, weights, rows, tokens, device, options.tp)
     if options.tp > 1:
         terminal.note(f"so much for each of {options.tp} ranks on this machine")
     terminal.write(plan_text(needed, rows, tokens, device, as_json=options.json))

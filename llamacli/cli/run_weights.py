@@ -39,9 +39,9 @@ def load_weights(
         from llamacli.model import LlamaForCausalLM
     set_threads(options.threads, 1 if ranks is None else ranks.place.local_size)
     weights = open_weights(folder.path, folder.config)
-    opens = opens or LlamaForCausalLM
-    device = device_or_placement(options, opens, folder.config, weights)
-    estimate(options, folder, weights, rows, tokens, device).require()
+    device = device_or_placement(options, opens or LlamaForCausalLM, folder.config, weights)
+    count = 1 if ranks is None else ranks.place.size
+    estimate(options, folder, weights, rows, tokens, device, count).require()
     if options.check_tensors:
         terminal.status("checking the weights …")
         weights.check_finite()
@@ -60,7 +60,7 @@ def load_weights(
 
         return load_engine(folder.config, weights, **settings)
     settings |= {"recipe": options.recipe, "activations": options.activations.value}
-    model = load_model(opens, folder.config, weights, **settings)
+    model = load_model(opens or LlamaForCausalLM, folder.config, weights, **settings)
     if options.compile:
         compile_step(model)
     values = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
@@ -76,6 +76,7 @@ def estimate(
     rows: int,
     tokens: int,
     device: "str | Placement",
+    ranks: int,
 ) -> "MemoryEstimate":
     """The memory that the model will take, or each of its ranks."""
     from llamacli.memory_estimate import estimate_memory
@@ -93,5 +94,5 @@ def estimate(
         recipe=options.recipe,
         rows=rows,
         tokens=tokens,
-        ranks=options.tp,
+        ranks=ranks,
     )
