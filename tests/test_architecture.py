@@ -31,7 +31,8 @@ ROWS = [
     mask_view.rows mask_view.text mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
     """cache outputs flash_attention memory logits_filters sampling device_sampling devices
-    placement offload quantization kernels kernels.native kernels.cuda_int4 kernels.cuda_step
+    placement offload quantization kernels kernels.native kernels.fast_forward
+    kernels.cuda_int4 kernels.cuda_step
     dense_linear quantized_linear kernels.long_prompts kernels.decode_step
     kernels.offloaded_step weight_file torchao_format checkpoint_index checkpoint
     checkpoint_writer load_into quantization_plan torchao_config conversion output_folder

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from llamacli.cache import KVCache
 from llamacli.errors import RequestError
-from llamacli.kernels.long_prompts import torch_forward
-from llamacli.outputs import BaseModelOutput
+from llamacli.kernels.fast_forward import FastForward
 
 _WARM_UPS = 3  # cuBLAS and SDPA take their workspaces at first
 
@@ -71,7 +70,7 @@ def capture(body: Body, device: torch.device) -> Body:
     return replay
 
 
-class GraphStep:
+class GraphStep(FastForward):
     """The forward of a LlamaModel.
 
     Args:
@@ -80,8 +79,8 @@ class GraphStep:
     """
 
     def __init__(self, model: Any, capture: Capture) -> None:
-        self._model, self._capture = model, capture
-        self._forward = torch_forward(model)
+        super().__init__(model)
+        self._capture = capture
         self._operations = FewOperations(model)
         self._compiled: Callable[..., Tensor] | None = None
         self._captured: WeakKeyDictionary[KVCache, _CapturedStep] = WeakKeyDictionary()
@@ -91,32 +90,21 @@ class GraphStep:
         self._compiled = torch.compile(self._operations.__call__, dynamic=False)
         self._captured.clear()
 
-    def __call__(
+    def _compute(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cache: KVCache | None = None,
-        *,
-        use_cache: bool | None = None,
-        **options: Any,
-    ) -> BaseModelOutput:
-        """As `LlamaModel.forward`."""
-        if (
-            input_ids is None
-            or cache is None
-            or options
-            or position_ids is not None
-            or not self._fits(input_ids)
-        ):
-            options |= {"cache": cache, "use_cache": use_cache}
-            return self._forward(input_ids, attention_mask, position_ids, **options)  # type: ignore[no-any-return]
+        input_ids: Tensor,
+        cache: KVCache,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+    ) -> Tensor | None:
+        if position_ids is not None or not self._fits(input_ids):
+            return None
         step = self._captured.get(cache)
         if step is None or len(step.keys) != len(input_ids) or not cache.holds(step.keys, 1):
             step = self._captured[cache] = self._new_step(input_ids, cache)
         out = step(input_ids, cache.length, attention_mask)
         cache.advance(1)
-        return BaseModelOutput(last_hidden_state=out, cache=cache)
+        return out
 
     def _fits(self, input_ids: Tensor) -> bool:
         return (
@@ -134,10 +122,6 @@ class GraphStep:
         for buffer in (tensor for pair in buffers for tensor in pair):
             buffer[:, :, cache.length :] = 0  # hidden values count 0 times, but not if they are NaN
         return _CapturedStep(self._compiled or self._operations, buffers, self._capture)
-
-    def __reduce__(self) -> Any:
-        """Copies of a model compute through torch."""
-        return torch_forward, (self._model,)
 
 
 class _CapturedStep:

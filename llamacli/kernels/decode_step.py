@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from llamacli.cache import KVCache
 from llamacli.dense_linear import BLOCK_ROWS, cpu_computes_bfloat16, multiply_blocks
+from llamacli.kernels.fast_forward import FastForward
 from llamacli.kernels.long_prompts import fuse, needs_grad, torch_forward
 from llamacli.kernels.native import MAX_ROWS, Layer, Matrix, Step, kernels, multiply, name
-from llamacli.outputs import BaseModelOutput
 from llamacli.quantized_linear import TiledLinear
 
 _PROJECTIONS = {
@@ -123,12 +123,11 @@ class _CachedLayers(NamedTuple):
     keys: Tensor  # of the first layer, (B, K, capacity, D)
 
 
-class DecodeStep:
+class DecodeStep(FastForward):
     """The forward of a LlamaModel on a CPU."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
-        self._forward = torch_forward(model)
+        super().__init__(model)
         self._places = [
             (owner, name, value)
             for module in model.modules()
@@ -145,30 +144,20 @@ class DecodeStep:
         self._table = torch.empty(0), torch.empty(0)  # cos and sin of positions 0, 1, …
         self._caches: WeakKeyDictionary[KVCache, _CachedLayers] = WeakKeyDictionary()
 
-    def __call__(
+    def _compute(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cache: KVCache | None = None,
-        *,
-        use_cache: bool | None = None,
-        **options: Any,
-    ) -> BaseModelOutput:
-        """As `LlamaModel.forward`."""
-        if (
-            input_ids is None
-            or cache is None
-            or options
-            or (begin := self._begin(input_ids, cache, attention_mask)) is None
-            or (layers := self._layers_with(cache, input_ids)) is None
-        ):
-            options |= {"cache": cache, "use_cache": use_cache}
-            return self._forward(input_ids, attention_mask, position_ids, **options)  # type: ignore[no-any-return]
+        input_ids: Tensor,
+        cache: KVCache,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+    ) -> Tensor | None:
+        if (begin := self._begin(input_ids, cache, attention_mask)) is None or (
+            layers := self._layers_with(cache, input_ids)
+        ) is None:
+            return None
         if position_ids is None and attention_mask is not None:
             position_ids = self._model._position_ids(input_ids, attention_mask, cache.length)
-        last = self._step(input_ids, cache, layers, begin, position_ids)
-        return BaseModelOutput(last_hidden_state=last, cache=cache)
+        return self._step(input_ids, cache, layers, begin, position_ids)
 
     def _begin(
         self, input_ids: Tensor, cache: KVCache, attention_mask: Tensor | None
@@ -186,10 +175,6 @@ class DecodeStep:
         begin = real.int().argmax(dim=1)
         has_holes = (real.sum(dim=1) != real.shape[1] - begin).any()
         return None if has_holes else begin.tolist()
-
-    def __reduce__(self) -> Any:
-        """Copies of a model compute through torch."""
-        return torch_forward, (self._model,)
 
     def _layers_with(self, cache: KVCache, input_ids: Tensor) -> _CachedLayers | None:
         """The layers with this cache's keys and values; None if the model is not what it was.
