@@ -80,9 +80,11 @@ class SpillFile:
     def read_into(self, info: TensorInfo, memory: Tensor) -> Tensor:
         """A tensor in memory that is given, uint8 (nbytes,)."""
         try:
-            read_bytes(self._descriptor, info.offset, memory)
+            is_whole = read_bytes(self._descriptor, info.offset, memory)
         except OSError as problem:
             raise self._refused(problem) from problem
+        if not is_whole:
+            raise LocalIOError(f"offload_folder {self._where}: what was written is not there")
         return memory.view(info.dtype).view(info.shape)
 
     def read_ahead(self, info: TensorInfo) -> None:

@@ -51,8 +51,8 @@ ROWS = [
     """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
     cli.options cli.task_options cli.placement_options
     cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs
-    cli.results cli.run_plan cli.ranks cli.run_weights cli.run cli.task_records cli.run_task
-    cli.progress
+    cli.results cli.run_plan cli.heartbeats cli.ranks cli.run_weights cli.run cli.task_records
+    cli.run_task cli.progress
     cli.download_options cli.download_progress
     cli.download_report cli.download cli.quantize_options cli.quantize_evaluation
     cli.quantize_report cli.quantize cli.visualize_mask_options cli.visualize_mask

@@ -100,35 +100,33 @@ def test_bench_measures_each_number_of_ranks_in_its_own_processes(noise: Path) -
     refused(here(*args, "1,2", "--versus", "transformers"), "--versus and --tp")
 
 
-def test_two_agents_of_torchrun_are_one_program(tale: Path, tmp_path: Path) -> None:
+def agents_of_torchrun(count: int, *args: object) -> list["subprocess.Popen[bytes]"]:
+    """torchrun for each of so many machines of two ranks, all on loopback."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    agent = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes",
-        "2",
-        "--nproc-per-node",
-        "2",
-    ]
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", count]
+    agent += ["--nproc-per-node", 2, "--local-addr", "127.0.0.1"]
     agent += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
-    agent += ["--local-addr", "127.0.0.1", "-m", "llamacli", "run", "-m", str(tale)]
     agents = [
         subprocess.Popen(
-            agent,
+            [*map(str, agent), "-m", "llamacli", "run", *map(str, args)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo"),
         )
-        for _ in range(2)
+        for _ in range(count)
     ]
     for process in agents:
         assert process.stdin is not None
         process.stdin.write(b"The")
         process.stdin.close()
         process.stdin = None
+    return agents
+
+
+def test_two_agents_of_torchrun_are_one_program(tale: Path) -> None:
+    agents = agents_of_torchrun(2, "-m", tale)
     ends = [process.communicate(timeout=120) for process in agents]
     assert [process.returncode for process in agents] == [0, 0], ends
     assert sorted(out for out, _ in ends) == [b"", TEXT]
@@ -142,8 +140,13 @@ def running(model: Path) -> tuple["subprocess.Popen[bytes]", list[int]]:
     process = start("run", "-m", model, "--tp", 2, "-n", "-1", "The", stdin=subprocess.DEVNULL)
     assert process.stdout is not None
     process.stdout.read(1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return process, [int(pid) for pid in children.split()]
+    return process, children(process)
+
+
+def children(process: "subprocess.Popen[bytes]") -> list[int]:
+    """In the order in which they were started."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(pid) for pid in found.split()]
 
 
 def is_alive(pid: int) -> bool:
@@ -171,6 +174,21 @@ def test_a_lost_rank_ends_all_with_one_error(signum: int, words: str, endless: P
     assert process.returncode == 8
     assert err.decode().splitlines()[0] == f"llamacli: error: {words}"
     assert err.count(b"llamacli: error: ") == 1
+    assert not any(map(is_alive, ranks))
+
+
+@watched
+def test_a_rank_of_torchrun_that_stands_still_ends_all_with_one_error(endless: Path) -> None:
+    (agent,) = agents_of_torchrun(1, "-m", endless, "-n", "-1")
+    assert agent.stdout is not None
+    agent.stdout.read(1)
+    ranks = children(agent)
+    (stopped,) = (r for r in ranks if b"\0RANK=1\0" in Path(f"/proc/{r}/environ").read_bytes())
+    os.kill(stopped, signal.SIGSTOP)
+    _, err = agent.communicate(timeout=60)
+    assert agent.returncode != 0
+    said = [line for line in err.decode().splitlines() if line.startswith("llamacli: error: ")]
+    assert said == ["llamacli: error: rank 1 of the model stood still for 6 s"]
     assert not any(map(is_alive, ranks))
 
 

@@ -25,6 +25,8 @@ from llamacli.ranks import Place
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+    from llamacli.cli.heartbeats import Heartbeats
+
 T = TypeVar("T")
 
 _TICK_S = 0.05
@@ -185,12 +187,18 @@ class Ranks:
 
     place: Place
     mesh: "DeviceMesh"
+    heartbeats: "Heartbeats | None"  # among torchrun's ranks; nobody else watches these
 
     def share(self, value: T) -> T:
         """What rank 0 has; forks have it already."""
         from llamacli.collectives import share
 
         return value if self.place.store is not None else share(value)
+
+    def leave(self) -> None:
+        """End well: the others need this one no more."""
+        if self.heartbeats is not None:
+            self.heartbeats.leave()
 
 
 def meet(terminal: Terminal, count: int, device: str, place: Place | None) -> Ranks | None:
@@ -210,6 +218,7 @@ def meet(terminal: Terminal, count: int, device: str, place: Place | None) -> Ra
     with terminal.importing():
         import llamacli.generation
         import llamacli.model  # noqa: F401
+        from llamacli.cli.heartbeats import Heartbeats
         from llamacli.collectives import join
         from llamacli.devices import choose_device
     if place is None:
@@ -217,4 +226,5 @@ def meet(terminal: Terminal, count: int, device: str, place: Place | None) -> Ra
         if isinstance(found, int):
             raise typer.Exit(found)
         place = found
-    return Ranks(place, join(place, choose_device(device).type))
+    mesh = join(place, choose_device(device).type)
+    return Ranks(place, mesh, Heartbeats(place, terminal) if place.store is None else None)

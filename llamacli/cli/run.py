@@ -97,6 +97,8 @@ def generate_all(terminal: Terminal, options: RunOptions) -> None:
         from llamacli.cli.results import stats_table
 
         terminal.tell(stats_table(results, facts))
+    if ranks is not None:
+        ranks.leave()
 
 
 def open_folder(
