@@ -1,5 +1,6 @@
 """The memory that a model will take, from its headers alone: weights + cache + scratch."""
 
+import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +14,7 @@ from llamacli.load_into import READING_THREADS, loaded_bytes
 from llamacli.parallel import Share, column_groups
 from llamacli.placement import Placement
 from llamacli.quantization_plan import Recipe, plan_quantization
+from llamacli.ranks import Place
 from llamacli.torchao_format import QuantizedInfo
 
 # Bytes for each number of a weight while it is quantized: itself, and copies of it in float32.
@@ -78,7 +80,7 @@ def estimate_memory(
 
     Of a placed model it is that on the main device.
 
-    With several ranks it is that of one of them, and what is free is shared by all.
+    With several ranks it is that of one of them, and those on this machine share what is free.
 
     Raises:
         RequestError, ResourceError: as `choose_device` and `choose_dtype`.
@@ -111,8 +113,14 @@ def estimate_memory(
             sum(sorted(passing.values())[-READING_THREADS:]),
             _activation_values(config, rows, tokens, chunk) * max(chosen.itemsize, 4),
         ),
-        available_bytes=free and free // (ranks if target.type == "cpu" else 1),
+        available_bytes=free and free // (_ranks_here(ranks) if target.type == "cpu" else 1),
     )
+
+
+def _ranks_here(ranks: int) -> int:
+    """Of so many ranks, those on this machine: torchrun may have started others elsewhere."""
+    place = Place.from_environment(os.environ)
+    return ranks if place is None else min(ranks, place.local_size)
 
 
 def position_values(config: LlamaConfig) -> int:

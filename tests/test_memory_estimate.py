@@ -28,6 +28,7 @@ def estimated(
     rows: int = 1,
     tokens: int = 8,
     config: LlamaConfig = SIZES,
+    ranks: int = 1,
 ) -> MemoryEstimate:
     return estimate_memory(
         config,
@@ -37,6 +38,7 @@ def estimated(
         recipe=recipe,
         rows=rows,
         tokens=tokens,
+        ranks=ranks,
     )
 
 
@@ -149,6 +151,15 @@ def test_fault_119_too_little_memory_is_refused_before_a_weight_is_read(
         refused(here(*command), "weights 0.00 + cache 0.00 +", "0.00 GB are free", code=8)
     with pytest.raises(ResourceError, match=r"weights 0\.00 \+ .* 0\.00 GB are free"):
         LlamaForCausalLM.from_pretrained(model)
+
+
+def test_ranks_share_the_memory_of_their_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamacli.devices.available_memory_bytes", lambda: 8000)
+    assert estimated(random_weights(SIZES), ranks=2).available_bytes == 4000
+    torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in (torchrun | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    assert estimated(random_weights(SIZES), ranks=2).available_bytes == 8000
 
 
 def test_fault_119_a_limit_of_the_shell_counts() -> None:
