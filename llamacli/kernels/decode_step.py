@@ -55,12 +55,7 @@ def _install_few_rows(model: nn.Module) -> None:
 def kernel_set(model: nn.Module) -> str:
     """What computes the short steps of a model: the name of a set of kernels, or "torch"."""
     base = getattr(model, "model", model)
-    is_native = isinstance(base.__dict__.get("forward"), DecodeStep)
-    return name() if is_native or any(map(_is_tiled, model.modules())) else "torch"
-
-
-def _is_tiled(module: nn.Module) -> bool:
-    return isinstance(module, TiledLinear)
+    return name() if isinstance(base.__dict__.get("forward"), DecodeStep) else "torch"
 
 
 def _is_supported(base: Any) -> bool:
