@@ -78,7 +78,11 @@ class SpillFile:
         return info
 
     def read_into(self, info: TensorInfo, memory: Tensor) -> Tensor:
-        """A tensor in memory that is given, uint8 (nbytes,)."""
+        """A tensor in memory that is given, uint8 (nbytes,).
+
+        Raises:
+            LocalIOError: the disk refused, or the file has become shorter.
+        """
         try:
             is_whole = read_bytes(self._descriptor, info.offset, memory)
         except OSError as problem:

@@ -4,6 +4,7 @@ import gc
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from llamacli.generation import TokenStream
 from llamacli.machine_memory import peak_memory_bytes, reset_peak_memory
 from llamacli.memory_limits import memory_limits
 from llamacli.model import LlamaForCausalLM
+from llamacli.offload import SpillFile
 from llamacli.pipelines.factory import pipeline
 from llamacli.torchao_config import TorchAoConfig
 from tests.command_line import here, refused, run
@@ -178,6 +180,15 @@ def test_a_file_that_shrinks_is_an_error_and_no_crash(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="became shorter"):
         said(model)
+
+
+def test_an_offload_file_that_lost_bytes_is_an_error(tmp_path: Path) -> None:
+    file = SpillFile(tmp_path, 32)
+    info = file.append(torch.arange(8.0))
+    memory = torch.zeros(64, dtype=torch.uint8)
+    assert file.read_into(info, memory[:32]).tolist() == [*range(8)]
+    with pytest.raises(LocalIOError, match="what was written is not there"):
+        file.read_into(replace(info, shape=(16,)), memory)
 
 
 # --------------------------------------------------------------------------------- what is refused

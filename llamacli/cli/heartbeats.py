@@ -65,8 +65,7 @@ class Heartbeats:
             if _parent_of(pid) == os.getppid():
                 os.kill(pid, signal.SIGKILL)
         if self._place.rank == min(set(range(self._place.size)) - set(lost)):
-            fate = f"stood still for {_STOPPED_S:g} s"
-            self._terminal.error(f"rank {lost[0]} of the model {fate}", None)
+            self._terminal.error(f"rank {lost[0]} of the model stood still for {_STOPPED_S:g} s")
             os._exit(ExitCode.RESOURCES)
 
 

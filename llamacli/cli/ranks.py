@@ -19,13 +19,12 @@ import typer
 
 from llamacli.cli.console import Terminal
 from llamacli.cli.exit_codes import ExitCode
+from llamacli.cli.heartbeats import Heartbeats
 from llamacli.cli.threads import calm_threads
 from llamacli.ranks import Place
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-    from llamacli.cli.heartbeats import Heartbeats
 
 T = TypeVar("T")
 
@@ -187,7 +186,7 @@ class Ranks:
 
     place: Place
     mesh: "DeviceMesh"
-    heartbeats: "Heartbeats | None"  # among torchrun's ranks; nobody else watches these
+    heartbeats: Heartbeats | None  # among torchrun's ranks; nobody else watches these
 
     def share(self, value: T) -> T:
         """What rank 0 has; forks have it already."""
@@ -218,7 +217,6 @@ def meet(terminal: Terminal, count: int, device: str, place: Place | None) -> Ra
     with terminal.importing():
         import llamacli.generation
         import llamacli.model  # noqa: F401
-        from llamacli.cli.heartbeats import Heartbeats
         from llamacli.collectives import join
         from llamacli.devices import choose_device
     if place is None:
