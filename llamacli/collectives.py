@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from llamacli.errors import RequestError, ResourceError, printable
 from llamacli.ranks import Place
+from llamacli.wires import Wires
 
 T = TypeVar("T")
 
@@ -30,33 +31,47 @@ def _together() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as problem:
+    except (RuntimeError, OSError) as problem:
         time.sleep(_PATIENCE_S)
         first = printable(str(problem).partition("\n")[0])
         raise ResourceError(f"another rank of the model is gone: {first}") from problem
 
 
-def add_up(part: Tensor, group: Any) -> Tensor:
-    """The sum over all ranks, in the place of this rank's summand."""
-    part = part.contiguous()
-    with _together():
-        group.allreduce([part]).wait()
-    return part
+class Group:
+    """The ranks of a mesh, as layers see them; those of one machine have wires to each other."""
 
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self._group: Any = mesh.get_group()
+        self._wires: Wires | None = getattr(mesh, "wires", None)
 
-def gather_last(part: Tensor, length: int, group: Any) -> Tensor:
-    """The ranks' parts (…, n) one after the other: (…, length); the last part may be shorter."""
-    size = group.size()
-    widest = -(-length // size)
-    part = F.pad(part, (0, widest - part.shape[-1])).contiguous()
-    parts = [torch.empty_like(part) for _ in range(size)]
-    with _together():
-        group.allgather([parts], [part]).wait()
-    return torch.cat(parts, dim=-1)[..., :length]
+    def add_up(self, part: Tensor) -> Tensor:
+        """The sum over all ranks; `part` is this rank's summand, and may be overwritten."""
+        part = part.contiguous()
+        with _together():
+            if self._wires is not None:
+                first, *rest = self._wires.exchange(part)
+                return sum(rest, first)
+            self._group.allreduce([part]).wait()
+        return part
+
+    def gather_last(self, part: Tensor, length: int) -> Tensor:
+        """The ranks' parts (…, n) in a row: (…, length); the last part may be shorter."""
+        size = self._group.size()
+        widest = -(-length // size)
+        part = F.pad(part, (0, widest - part.shape[-1])).contiguous()
+        with _together():
+            if self._wires is not None:
+                parts = self._wires.exchange(part)
+            else:
+                parts = [torch.empty_like(part) for _ in range(size)]
+                self._group.allgather([parts], [part]).wait()
+        return torch.cat(parts, dim=-1)[..., :length]
 
 
 def join(place: Place, device_type: str) -> DeviceMesh:
     """Meet the other ranks: by NCCL on CUDA devices, one for each local rank, else by Gloo.
+
+    On a CPU layers use the wires of the place, if it has any.
 
     Raises:
         ResourceError: they cannot be reached.
@@ -67,7 +82,10 @@ def join(place: Place, device_type: str) -> DeviceMesh:
             dist.init_process_group(
                 backend, store=place.store, rank=place.rank, world_size=place.size
             )
-    return init_device_mesh(device_type, (place.size,))
+    mesh = init_device_mesh(device_type, (place.size,))
+    if device_type == "cpu":
+        mesh.wires = place.wires  # type: ignore[attr-defined]
+    return mesh
 
 
 def join_torchrun(device_type: str) -> DeviceMesh:

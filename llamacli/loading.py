@@ -20,7 +20,7 @@ from llamacli.checkpoint import (
     open_checkpoint,
     save_state_dict,
 )
-from llamacli.collectives import join_torchrun
+from llamacli.collectives import Group, join_torchrun
 from llamacli.config import LlamaConfig
 from llamacli.devices import choose_device, choose_dtype, main_device
 from llamacli.empty_model import prepare
@@ -29,11 +29,12 @@ from llamacli.generation_config import GenerationConfig
 from llamacli.kernels import cuda_step
 from llamacli.kernels.decode_step import install
 from llamacli.kernels.offloaded_step import dispatch_with_kernels
+from llamacli.kernels.shared_step import install_shared
 from llamacli.load_into import load_into, loaded_bytes
 from llamacli.memory_estimate import estimate_memory
 from llamacli.model_folder import read_config
 from llamacli.offload import Offload
-from llamacli.parallel import fuse_layers, take_share
+from llamacli.parallel import take_share
 from llamacli.placement import Placement, PlacementRequest, Placing, place, placement_request
 from llamacli.quantization_plan import Recipe
 from llamacli.quantized_linear import is_quantized, round_activations
@@ -237,13 +238,13 @@ def load_model(
     )
     if rounds:
         round_activations(model)
-    _speed_up(model, offload, is_shared=mesh is not None)
+    _speed_up(model, offload, mesh)
     return model.eval()
 
 
-def _speed_up(model: nn.Module, offload: Offload | None, *, is_shared: bool) -> None:
-    if is_shared:
-        fuse_layers(model)
+def _speed_up(model: nn.Module, offload: Offload | None, mesh: DeviceMesh | None) -> None:
+    if mesh is not None:
+        install_shared(model, Group(mesh))
     elif offload is not None:
         dispatch_with_kernels(model, partial(offload.dispatch, model))
     elif not cuda_step.install(model):

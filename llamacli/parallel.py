@@ -24,11 +24,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from llamacli.checkpoint import Checkpoint
-from llamacli.collectives import add_up, gather_last
+from llamacli.collectives import Group
 from llamacli.config import LlamaConfig
 from llamacli.errors import RequestError
-from llamacli.kernels.long_prompts import fuse
-from llamacli.kernels.native import kernels
 from llamacli.load_into import weight_sources
 from llamacli.quantization import Scheme
 from llamacli.torchao_format import QuantizedInfo, WeightInfo
@@ -188,11 +186,12 @@ def apply_tensor_parallel(
     config: LlamaConfig = model.config  # type: ignore[assignment]
     share = Share(config, mesh.get_local_rank(), mesh.size(), groups or {})
     model.requires_grad_(False)
+    group = Group(mesh)
     cut: dict[nn.Parameter, nn.Parameter] = {}  # those that layers share, they still share
     for path, layer in model.named_modules():
         if style := style_of(path):
             _cut(layer, style, share.span(path), share.rank, cut)
-            _connect(layer, style, share.span(path), mesh.get_group(), config.vocab_size)
+            _connect(layer, style, share.span(path), group, config.vocab_size)
     model.tp_size = mesh.size()  # type: ignore[assignment]
     return share
 
@@ -211,14 +210,6 @@ def take_share(
     return replace(whole, tensors=share.of({name: whole.tensors[name] for name in used}))
 
 
-def fuse_layers(model: Any) -> None:
-    """Speed up what stands between the sums of the ranks; the native step knows no sums."""
-    base = getattr(model, model.base_model_prefix, model)
-    if kernels() is not None and base.config.hidden_act in ("silu", "swish"):
-        for layer in base.layers:
-            fuse(layer)
-
-
 def _cut(
     layer: Any, style: str, span: Span, rank: int, cut: dict[nn.Parameter, nn.Parameter]
 ) -> None:
@@ -235,20 +226,20 @@ def _cut(
         setattr(layer, name, part)
 
 
-def _connect(layer: nn.Module, style: str, span: Span, group: Any, vocab_size: int) -> None:
+def _connect(layer: nn.Module, style: str, span: Span, group: Group, vocab_size: int) -> None:
     """Have a layer's forward go on where other ranks are needed."""
     if style == "rowwise":
-        layer.register_forward_hook(lambda _, __, out: add_up(out, group))
+        layer.register_forward_hook(lambda _, __, out: group.add_up(out))
     elif style == "embedding_rowwise":
         layer.forward = VocabularySlice(layer, span, group)
     elif style == "colwise_gather_output":
-        layer.register_forward_hook(lambda _, __, out: gather_last(out, vocab_size, group))
+        layer.register_forward_hook(lambda _, __, out: group.gather_last(out, vocab_size))
 
 
 class VocabularySlice:
     """The forward of an embedding that has the ids start … stop-1."""
 
-    def __init__(self, embedding: Any, span: Span, group: Any) -> None:
+    def __init__(self, embedding: Any, span: Span, group: Group) -> None:
         self.embedding, self.span, self.group = embedding, span, group
 
     def __call__(self, token_ids: Tensor) -> Tensor:
@@ -256,4 +247,4 @@ class VocabularySlice:
         start, stop = self.span
         elsewhere = (token_ids < start) | (token_ids >= stop)
         found = F.embedding((token_ids - start).masked_fill(elsewhere, 0), self.embedding.weight)
-        return add_up(found.masked_fill(elsewhere[..., None], 0), self.group)
+        return self.group.add_up(found.masked_fill(elsewhere[..., None], 0))

@@ -18,6 +18,7 @@ class Place:
         rank: 0 … size-1, over all machines.
         local_rank, local_size: of those on this machine.
         store: where they meet; None is torchrun's.
+        wires: to the others, where all are on this machine; see `wires.Wires`.
     """
 
     rank: int
@@ -25,6 +26,7 @@ class Place:
     local_rank: int
     local_size: int
     store: Any = None
+    wires: Any = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self | None:

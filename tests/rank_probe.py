@@ -18,6 +18,7 @@ from llamacli.model import LlamaForCausalLM
 from llamacli.model_folder import read_config
 from llamacli.ranks import Place
 from llamacli.weight_file import TensorInfo, WeightFile
+from llamacli.wires import Wires
 from tests.tiny import random_ids
 
 bytes_read: list[int] = []
@@ -33,10 +34,11 @@ def count_reads() -> None:
     WeightFile.read = counted  # type: ignore[method-assign]
 
 
-def become_rank(size: int) -> Place | None:
+def become_rank(size: int, *, wired: bool) -> Place | None:
     """One of the ranks; None is the process that waits for them."""
     meeting = socket.create_server(("127.0.0.1", 0))
     port = meeting.getsockname()[1]
+    wires = Wires.between(size)
     pids = []
     for rank in range(size):
         if (pid := os.fork()) == 0:
@@ -44,7 +46,7 @@ def become_rank(size: int) -> Place | None:
             store = dist.TCPStore(
                 "127.0.0.1", port, size, rank == 0, wait_for_workers=False, **theirs
             )
-            return Place(rank, size, rank, size, store)
+            return Place(rank, size, rank, size, store, wires[rank] if wired else None)
         pids.append(pid)
     meeting.close()
     for pid in pids:
@@ -66,7 +68,7 @@ def logits(folder: Path, dtype: str, **placed: Any) -> torch.Tensor:
 
 
 def measure(folder: str, size: int, dtype: str) -> None:
-    place = become_rank(size)
+    place = become_rank(size, wired=dtype == "bfloat16")  # the others by Gloo
     if place is None:
         return
     count_reads()

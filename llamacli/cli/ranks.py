@@ -80,6 +80,9 @@ def fork_ranks(count: int, terminal: Terminal) -> Place | int:
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+    from llamacli.wires import Wires
+
+    wires = Wires.between(count)
     meeting = socket.create_server(("127.0.0.1", 0))
     port = meeting.getsockname()[1]
     lifeline, ours = os.pipe()
@@ -89,12 +92,16 @@ def fork_ranks(count: int, terminal: Terminal) -> Place | int:
         if (pid := os.fork()) == 0:
             os.close(ours)
             _begin(lifeline, terminal, stderr)
+            for other in wires[:number] + wires[number + 1 :]:
+                other.close()  # so that the end of a rank is seen
             theirs: dict[str, Any] = {"master_listen_fd": meeting.detach()} if number == 0 else {}
             theirs["wait_for_workers"] = False
             store = TCPStore("127.0.0.1", port, count, number == 0, **theirs)
-            return Place(number, count, number, count, store)
+            return Place(number, count, number, count, store, wires[number])
         ranks.append(_Rank(number, pid, stderr))
     meeting.close()
+    for each in wires:
+        each.close()
     os.close(lifeline)
     return _watch(ranks, terminal)
 
