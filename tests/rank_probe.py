@@ -67,8 +67,8 @@ def logits(folder: Path, dtype: str, **placed: Any) -> torch.Tensor:
     return torch.cat(found).float()
 
 
-def measure(folder: str, size: int, dtype: str) -> None:
-    place = become_rank(size, wired=dtype == "bfloat16")  # the others by Gloo
+def measure(folder: str, size: int, dtype: str, means: str) -> None:
+    place = become_rank(size, wired=means == "wires")
     if place is None:
         return
     count_reads()

@@ -35,8 +35,8 @@ ROWS = [
     kernels.cuda_int4 kernels.cuda_step
     dense_linear quantized_linear kernels.long_prompts kernels.decode_step
     kernels.offloaded_step kernels.shared_step wires weight_file torchao_format
-    checkpoint_index checkpoint checkpoint_writer load_into quantization_plan torchao_config conversion output_folder
-    flax_cache flax_outputs collectives parallel""",
+    checkpoint_index checkpoint checkpoint_writer load_into quantization_plan torchao_config
+    conversion output_folder flax_cache flax_outputs collectives parallel""",
     """empty_model generation run_ahead batch_generation flax_generation streamers evaluation
     quantization_report memory_estimate""",
     "loading flax_weights flax_loading flax_sharding",
