@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shlex
 import signal
 import socket
@@ -100,12 +101,12 @@ def test_bench_measures_each_number_of_ranks_in_its_own_processes(noise: Path) -
     refused(here(*args, "1,2", "--versus", "transformers"), "--versus and --tp")
 
 
-def agents_of_torchrun(count: int, *args: object) -> list["subprocess.Popen[bytes]"]:
-    """torchrun for each of so many machines of two ranks, all on loopback."""
+def agents_of_torchrun(count: int, ranks: int, *args: object) -> list["subprocess.Popen[bytes]"]:
+    """torchrun for each of so many machines of so many ranks, all on loopback."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", count]
-    agent += ["--nproc-per-node", 2, "--local-addr", "127.0.0.1"]
+    agent += ["--nproc-per-node", ranks, "--local-addr", "127.0.0.1"]
     agent += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
     agents = [
         subprocess.Popen(
@@ -126,7 +127,7 @@ def agents_of_torchrun(count: int, *args: object) -> list["subprocess.Popen[byte
 
 
 def test_two_agents_of_torchrun_are_one_program(tale: Path) -> None:
-    agents = agents_of_torchrun(2, "-m", tale)
+    agents = agents_of_torchrun(2, 2, "-m", tale)
     ends = [process.communicate(timeout=120) for process in agents]
     assert [process.returncode for process in agents] == [0, 0], ends
     assert sorted(out for out, _ in ends) == [b"", TEXT]
@@ -179,15 +180,17 @@ def test_a_lost_rank_ends_all_with_one_error(signum: int, words: str, endless: P
 
 @watched
 def test_a_rank_of_torchrun_that_stands_still_ends_all_with_one_error(endless: Path) -> None:
-    (agent,) = agents_of_torchrun(1, "-m", endless, "-n", "-1")
-    assert agent.stdout is not None
-    agent.stdout.read(1)
-    ranks = children(agent)
+    """Also where no other rank of its machine could kill it."""
+    agents = agents_of_torchrun(2, 1, "-m", endless, "-n", "-1")
+    pipes = [agent.stdout for agent in agents if agent.stdout is not None]
+    select.select(pipes, [], [])  # rank 0 writes
+    ranks = [pid for agent in agents for pid in children(agent)]
     (stopped,) = (r for r in ranks if b"\0RANK=1\0" in Path(f"/proc/{r}/environ").read_bytes())
     os.kill(stopped, signal.SIGSTOP)
-    _, err = agent.communicate(timeout=60)
-    assert agent.returncode != 0
-    said = [line for line in err.decode().splitlines() if line.startswith("llamacli: error: ")]
+    ends = [agent.communicate(timeout=60)[1] for agent in agents]
+    assert all(agent.returncode != 0 for agent in agents)
+    lines = b"".join(ends).decode().splitlines()
+    said = [line for line in lines if line.startswith("llamacli: error: ")]
     assert said == ["llamacli: error: rank 1 of the model stood still for 6 s"]
     assert not any(map(is_alive, ranks))
 
