@@ -173,7 +173,7 @@ def test_a_plan_is_told_and_nothing_is_loaded(model: Path, monkeypatch: pytest.M
     *sizes, verdict = text.splitlines()
     assert verdict == "it fits"
     assert [line.split()[0] for line in sizes] == ["weights", "cache", "scratch", "total", "free"]
-    assert sizes[-1].endswith(" 3.00 GB")
+    assert sizes[-1].endswith(" 3.0 GB")
 
 
 def test_a_plan_as_json(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,8 @@ def test_what_cannot_be_done_in_several_processes_is_named(noise: Path) -> None:
     torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     done = here("run", "-m", noise, "--tp", 4, "a", **torchrun)
     refused(done, "--tp 4 and torchrun's 2 processes contradict each other")
+    done = here("run", "-m", noise, "--task", "text-classification", "a", **torchrun)
+    refused(done, "torchrun has no effect with --task text-classification")
     done = here("run", "-m", noise, "--compile", "a", **torchrun)
     refused(done, "torchrun and --compile contradict each other")
 

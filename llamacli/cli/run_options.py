@@ -204,14 +204,14 @@ def without_contradictions(
             continue
         variables = [name for name in pair if origin(ctx, name).startswith("LLAMACLI_")]
         if len(variables) != 1:
-            one, other = (_given_by(ctx, name) for name in pair)
+            one, other = (given_by(ctx, name) for name in pair)
             raise RequestError(f"{one} and {other} contradict each other")
         default = {variables[0]: getattr(defaults, variables[0])}
         options = replace(options, **default)  # type: ignore[type-var]
     return options
 
 
-def _given_by(ctx: typer.Context, name: str) -> str:
+def given_by(ctx: typer.Context, name: str) -> str:
     """Who gave a value: what nobody gave, and yet is not the default, are torchrun's ranks."""
     return origin(ctx, name).replace("default", "torchrun")
 
@@ -226,7 +226,7 @@ def check_flax_backend(ctx: typer.Context, options: Any, torch_alone: Iterable[s
     defaults = type(options)()
     for name in torch_alone:
         if getattr(options, name) != getattr(defaults, name):
-            message = f"--backend flax has no {_given_by(ctx, name)}"
+            message = f"--backend flax has no {given_by(ctx, name)}"
             raise RequestError(message, hint="leave it out, or compute with --backend torch")
     with named_by_option(ctx):
         check_choice("device", options.device, ("auto", "cpu"))

@@ -22,6 +22,8 @@ def plan_text(
         facts |= {"total_bytes": needed.total_bytes, "fits": needed.fits}
         facts["placement"] = [part._asdict() for part in parts]
         return json.dumps(facts) + "\n"
+    from rich.filesize import decimal
+
     sizes = {
         "weights": needed.weights_bytes,
         f"cache ({rows:,} × {tokens:,} tokens)": needed.cache_bytes,
@@ -30,7 +32,7 @@ def plan_text(
         "free": needed.available_bytes,
     }
     width = max(map(len, sizes))
-    shown = {name: "unknown" if n is None else f"{n / 1e9:.2f} GB" for name, n in sizes.items()}
+    shown = {name: "unknown" if n is None else decimal(n) for name, n in sizes.items()}
     lines = [f"{name:<{width}}  {size:>10}" for name, size in shown.items()]
     verdict = "it fits" if needed.fits else "it does not fit"
     return "\n".join([*_table(parts), *lines, verdict]) + "\n"
@@ -38,6 +40,8 @@ def plan_text(
 
 def _table(parts: "list[Part]") -> list[str]:
     """A line for each part, and an empty one."""
+    from rich.filesize import decimal
+
     width = max((len(part.modules) for part in parts), default=0)
-    lines = [f"{p.modules:<{width}}  {p.device:<6}  {p.nbytes / 1e9:>7.2f} GB" for p in parts]
+    lines = [f"{p.modules:<{width}}  {p.device:<6}  {decimal(p.nbytes):>10}" for p in parts]
     return [*lines, ""] if lines else []

@@ -12,7 +12,7 @@ from llamacli.cli.choices import Task
 from llamacli.cli.console import Terminal
 from llamacli.cli.option_class import takes_options
 from llamacli.cli.run import open_folder, run_prompts
-from llamacli.cli.run_options import RunOptions, origin
+from llamacli.cli.run_options import RunOptions, checked_ranks, given_by, origin
 from llamacli.cli.run_weights import load_weights
 from llamacli.cli.task_records import TaskRecord, collect_records
 from llamacli.cli.threads import calm_threads
@@ -46,6 +46,8 @@ def run_prompts_or_task(ctx: typer.Context, options: RunOptions) -> None:
             raise RequestError(f"{given} has no effect with --task {options.task}")
     if options.task is Task.TEXT_GENERATION:
         run_prompts(ctx, options)
+    elif checked_ranks(ctx, options.tp, options.device) > 1:
+        raise RequestError(f"{given_by(ctx, 'tp')} has no effect with --task {options.task}")
     else:
         run_task(ctx.obj, options)
 
