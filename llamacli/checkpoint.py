@@ -25,9 +25,10 @@ from llamacli.checkpoint_index import (
     weight_files,
 )
 from llamacli.errors import CheckpointError, LocalIOError, printable
+from llamacli.memory import allocate
 from llamacli.quantization import Int4Weight, Int8Weight, QuantizedWeight
 from llamacli.torchao_format import PARTS, WeightInfo, fold_parts
-from llamacli.weight_file import TensorInfo, WeightFile
+from llamacli.weight_file import Take, TensorInfo, WeightFile
 
 logger = logging.getLogger(__name__)
 
@@ -52,32 +53,35 @@ class Checkpoint:
         """Size of all tensors."""
         return sum(info.nbytes for info in self.tensors.values())
 
-    def read(self, name: str) -> Weight:
+    def read(self, name: str, take: Take = allocate) -> Weight:
         """One weight, on the CPU.
+
+        Args:
+            take: gives memory for its parts, as `WeightFile.read` wants it.
 
         Raises:
             CheckpointError: int8 zero points other than 0; and as `WeightFile.read`.
             LocalIOError, ResourceError: as `WeightFile.read`.
         """
-        return self.read_part(self.tensors[name])
+        return self.read_part(self.tensors[name], take)
 
-    def read_part(self, info: WeightInfo) -> Weight:
+    def read_part(self, info: WeightInfo, take: Take = allocate) -> Weight:
         """A weight, or its `rows` or `columns`.
 
         Raises:
             CheckpointError, LocalIOError, ResourceError: as `read`.
         """
         if isinstance(info, TensorInfo):
-            return self._read(info)
+            return self._read(info, take)
         qdata, scale, zero_point = (info.parts[part] for part in PARTS)
         if info.scheme.bits == 4:
-            return Int4Weight(*map(self._read, (qdata, scale, zero_point)))
-        if self._read(zero_point).any():
+            return Int4Weight(*(self._read(part, take) for part in (qdata, scale, zero_point)))
+        if self._read(zero_point, take).any():
             raise CheckpointError(f"{qdata.shard}: zero points of int8 weights must be 0")
-        return Int8Weight(self._read(qdata), self._read(scale))
+        return Int8Weight(self._read(qdata, take), self._read(scale, take))
 
-    def _read(self, info: TensorInfo) -> Tensor:
-        return self.files[info.shard].read(info)
+    def _read(self, info: TensorInfo, take: Take) -> Tensor:
+        return self.files[info.shard].read(info, take)
 
     def __iter__(self) -> Iterator[tuple[str, Weight]]:
         """Read one weight after the other; only the one at hand is kept in memory."""
@@ -91,7 +95,7 @@ class Checkpoint:
         """
         for name, info in self.tensors.items():
             for part in [info] if isinstance(info, TensorInfo) else info.parts.values():
-                if part.dtype.is_floating_point and not is_finite(self._read(part)):
+                if part.dtype.is_floating_point and not is_finite(self._read(part, allocate)):
                     raise CheckpointError(f"{part.shard}: {name} holds values that are not finite")
 
 

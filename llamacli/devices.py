@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from llamacli import warm_memory
 from llamacli.config import DTYPES
 from llamacli.dense_linear import cpu_computes_bfloat16
 from llamacli.errors import RequestError, ResourceError, check_choice, printable
@@ -109,7 +110,8 @@ def _without_bfloat16(device: torch.device, *, is_asked: bool) -> torch.dtype:
 def free_memory_bytes(device: torch.device) -> int | None:
     """What a device can still give; None where it does not tell."""
     if device.type == "cpu":
-        return available_memory_bytes()
+        free = available_memory_bytes()
+        return None if free is None else free + warm_memory.left()
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return None

@@ -13,11 +13,14 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from llamacli.checkpoint import Checkpoint
+from llamacli import warm_memory
+from llamacli.checkpoint import Checkpoint, Weight
 from llamacli.errors import CheckpointError, first_five
+from llamacli.memory import Scratch, allocate_weight
 from llamacli.quantization import Scheme, quantize
-from llamacli.quantized_linear import quantized_linear
+from llamacli.quantized_linear import TiledLinear, quantized_linear
 from llamacli.torchao_format import USE_ANOTHER, QuantizedInfo, WeightInfo, part_name
+from llamacli.weight_file import TensorInfo
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +66,7 @@ def load_into(
         CheckpointError, LocalIOError, ResourceError: as `Checkpoint.read`.
     """
     sources = weight_sources(module, checkpoint, schemes)
-
-    def read(name: str, device: torch.device | str) -> Weighty:
-        weight = checkpoint.read(name)
-        if isinstance(weight, Tensor):
-            weight = weight.to(device=device, dtype=dtype)
-            if name not in schemes:
-                return weight
-            weight = quantize(weight, schemes[name], algorithm)
-        return quantized_linear(weight.to(device), None)  # in its final form: no second copy
+    read = _Reader(checkpoint, dtype, schemes, algorithm)
 
     def put(name: str) -> Weighty:
         return device(name, partial(read, name)) if callable(device) else read(name, device)
@@ -79,7 +74,47 @@ def load_into(
     names = set(sources.values())
     sizes = {name: info.nbytes for name, info in checkpoint.tensors.items() if name in names}
     weights = _read_all(put, sizes, progress)
+    warm_memory.end()
     _place(module, {parameter: weights[name] for parameter, name in sources.items()})
+
+
+class _Reader:
+    """Reads weights as a model has them; several threads may at once."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype | None,
+        schemes: Mapping[str, Scheme],
+        algorithm: str,
+    ) -> None:
+        self._checkpoint, self._dtype = checkpoint, dtype
+        self._schemes, self._algorithm = schemes, algorithm
+        self._scratch = Scratch()
+
+    def __call__(self, name: str, device: torch.device | str) -> Weighty:
+        if self._stays(name, device):
+            return self._checkpoint.read(name, allocate_weight)  # type: ignore[return-value]
+        found = self._convert(name, self._checkpoint.read(name, self._scratch.take), device)
+        if isinstance(found, TiledLinear):  # it has tiles, and nothing of what was read
+            self._scratch.reuse()
+        else:
+            self._scratch.forget()
+        return found
+
+    def _stays(self, name: str, device: torch.device | str) -> bool:
+        """Whether a weight is used as it is read."""
+        info = self._checkpoint.tensors[name]
+        is_same = isinstance(info, TensorInfo) and self._dtype in (None, info.dtype)
+        return is_same and name not in self._schemes and torch.device(device).type == "cpu"
+
+    def _convert(self, name: str, weight: Weight, device: torch.device | str) -> Weighty:
+        if isinstance(weight, Tensor):
+            weight = weight.to(device=device, dtype=self._dtype)
+            if name not in self._schemes:
+                return weight
+            weight = quantize(weight, self._schemes[name], self._algorithm)
+        return quantized_linear(weight.to(device), None)  # in its final form: no second copy
 
 
 def _read_all(

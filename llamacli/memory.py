@@ -10,7 +10,8 @@ import threading
 import torch
 from torch import Tensor
 
-HUGE_PAGE = 1 << 21
+from llamacli import warm_memory
+from llamacli.warm_memory import HUGE_PAGE
 
 
 def allocate(nbytes: int) -> Tensor:
@@ -27,6 +28,37 @@ def allocate(nbytes: int) -> Tensor:
         # Whole pages only: beyond the end nothing should be taken.
         memory.madvise(mmap.MADV_HUGEPAGE, start, nbytes // HUGE_PAGE * HUGE_PAGE)
     return whole[start : start + nbytes]
+
+
+def allocate_weight(nbytes: int) -> Tensor:
+    """Memory for what lives as long as the model, uint8 (nbytes,); errors as `allocate`."""
+    warm = warm_memory.take(nbytes) if nbytes else None
+    return allocate(nbytes) if warm is None else torch.frombuffer(warm, dtype=torch.uint8)
+
+
+class Scratch(threading.local):
+    """Memory for what a thread reads, and needs no longer when it reads the next."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+        self._used = 0
+
+    def take(self, nbytes: int) -> Tensor:
+        """uint8 (nbytes,); errors as `allocate`."""
+        index, self._used = self._used, self._used + 1
+        if index == len(self._parts):
+            self._parts.append(allocate(nbytes))
+        elif len(self._parts[index]) < nbytes:
+            self._parts[index] = allocate(nbytes)
+        return self._parts[index][:nbytes]
+
+    def reuse(self) -> None:
+        """What was taken is needed no longer."""
+        self._used = 0
+
+    def forget(self) -> None:
+        """What was taken belongs to others now."""
+        self._parts, self._used = [], 0
 
 
 class Arena:
@@ -47,9 +79,9 @@ class Arena:
         """uint8 (nbytes,), aligned to a cache line; errors as `allocate`."""
         size = -(-nbytes // self._ALIGNMENT) * self._ALIGNMENT
         if size > self._SLAB // 4:
-            return allocate(nbytes)
+            return allocate_weight(nbytes)
         with self._lock:
             if size > len(self._free):
-                self._free = allocate(self._SLAB)
+                self._free = allocate_weight(self._SLAB)
             taken, self._free = self._free[:nbytes], self._free[size:]
         return taken

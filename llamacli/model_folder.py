@@ -31,10 +31,14 @@ class ModelFolder:
     generation_config: GenerationConfig
     tokenizer: Tokenizer
 
+    @property
+    def weight_files(self) -> list[Path]:
+        """Their names; none has been opened."""
+        return sorted(self.path.glob("*.safetensors"))
+
     def read_ahead(self) -> None:
         """Have the system read the weights into its cache, while there are other things to do."""
-        files = sorted(self.path.glob("*.safetensors"))
-        threading.Thread(target=_read_ahead, args=(files,), daemon=True).start()
+        threading.Thread(target=_read_ahead, args=(self.weight_files,), daemon=True).start()
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -36,6 +36,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+Take = Callable[[int], Tensor]
 
 TO_SAFETENSORS = "use the safetensors files of the model, or convert to safetensors"
 _DOWNLOAD_AGAIN = "download the file again"
@@ -181,15 +183,18 @@ class WeightFile:
             raise CheckpointError(f"{where} is empty: its shape is {tuple(shape)}")
         return TensorInfo(tuple(shape), DTYPES[dtype], self.path.name, offset)
 
-    def read(self, info: TensorInfo) -> Tensor:
+    def read(self, info: TensorInfo, take: Take = allocate) -> Tensor:
         """One tensor, on the CPU. Several threads may read at once.
+
+        Args:
+            take: gives memory for it, uint8 of so many bytes, or raises OSError.
 
         Raises:
             CheckpointError, LocalIOError: as `read_into`.
             ResourceError: no memory.
         """
         try:
-            memory = allocate(info.nbytes)
+            memory = take(info.nbytes)
         except OSError as problem:
             message = f"no memory for a tensor of {info.nbytes:,} bytes"
             raise ResourceError(f"{self.name}: {message}") from problem

@@ -102,7 +102,7 @@ static struct matrix weight(int64_t n, int64_t k, int bits_of, int group_size, i
     } else {
         p.scale = floats(n, 0.01f);
     }
-    llamacli_pack(&p, threads);
+    llamacli_pack(&p);
     w.data = p.tiles;
     return w;
 }

@@ -17,7 +17,7 @@ from llamacli.loading import load_model, open_weights
 from llamacli.model import LlamaForCausalLM
 from llamacli.model_folder import read_config
 from llamacli.ranks import Place
-from llamacli.weight_file import TensorInfo, WeightFile
+from llamacli.weight_file import Take, TensorInfo, WeightFile
 from llamacli.wires import Wires
 from tests.tiny import random_ids
 
@@ -27,9 +27,9 @@ bytes_read: list[int] = []
 def count_reads() -> None:
     read = WeightFile.read
 
-    def counted(self: WeightFile, info: TensorInfo) -> torch.Tensor:
+    def counted(self: WeightFile, info: TensorInfo, *take: Take) -> torch.Tensor:
         bytes_read.append(info.nbytes)
-        return read(self, info)
+        return read(self, info, *take)
 
     WeightFile.read = counted  # type: ignore[method-assign]
 

@@ -17,8 +17,7 @@ ROWS = [
     # what needs the standard library alone
     """errors json_files labels config request masks rope atomic context_window stop_strings lookup
     flax_extra timings generation_config background hub.part_file mask_view mask_view.kinds
-    memory_limits
-    mask_view.labels mask_view.layout machine_memory benchmark benchmark.cases
+    memory_limits machine_memory mask_view.labels mask_view.layout benchmark benchmark.cases
     benchmark.shapes benchmark.record
     benchmark.report benchmark.compare benchmark.plot benchmark.neighbors""",
     # text, names and folders: no torch
@@ -27,7 +26,7 @@ ROWS = [
     tokenizer_sequences tokenizer_call
     tokenizer_batch tokenizer_offsets tokenizer_truncation stream_decoder prompts
     template_worker logit_bias hub.settings hub.client hub.errors hub.listing hub.cache hub.verify
-    hub.transfer hub.target hub.download hub model_folder cpu_quota ranks
+    hub.transfer hub.target hub.download hub model_folder cpu_quota ranks warm_memory
     mask_view.rows mask_view.text mask_view.drawing mask_view.svg mask_view.png mask_view.files""",
     # tensors
     """cache outputs flash_attention memory logits_filters sampling device_sampling devices

@@ -18,10 +18,12 @@ from llamacli.config import LlamaConfig
 from llamacli.errors import CheckpointError, ResourceError
 from llamacli.kernels import native
 from llamacli.load_into import READING_THREADS, load_into
+from llamacli.memory import allocate
 from llamacli.model import LlamaForCausalLM
 from llamacli.quantization import Scheme, quantize, quantize_int8
 from llamacli.quantized_linear import Int8Linear
 from llamacli.torchao_format import metadata_for, part_name
+from llamacli.weight_file import Take
 from tests import attacks
 from tests.tiny import SIZES
 
@@ -177,10 +179,10 @@ def test_an_exception_midway_cancels_what_has_not_begun(
             super().shutdown(*args, **options)
 
     class Slow(Checkpoint):
-        def read(self, name: str) -> Weight:
+        def read(self, name: str, take: Take = allocate) -> Weight:
             begun.append(name)
             assert name == "tensor0" or leaving.wait(60)
-            return super().read(name)
+            return super().read(name, take)
 
     def fail(done: int, total: int) -> None:
         raise problem

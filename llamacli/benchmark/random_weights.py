@@ -20,7 +20,7 @@ from llamacli.model import LlamaForCausalLM
 from llamacli.quantization import Int4Weight, Int8Weight
 from llamacli.quantization_plan import PlannedWeight, Recipe, plan_quantization
 from llamacli.torchao_format import QuantizedInfo, WeightInfo, part_layouts
-from llamacli.weight_file import TensorInfo
+from llamacli.weight_file import Take, TensorInfo
 
 _STD = 0.02
 _POOL = (1 << 20) + 7  # numbers that are repeated; no power of two, so that rows differ
@@ -30,13 +30,13 @@ _POOL = (1 << 20) + 7  # numbers that are repeated; no power of two, so that row
 class RandomWeights(Checkpoint):
     """Weights that no file holds: norms are 1, the rest is noise."""
 
-    def read(self, name: str) -> Weight:
+    def read(self, name: str, take: Take = allocate) -> Weight:
         """One weight."""
         info = self.tensors[name]
         if isinstance(info, TensorInfo):
             is_matrix = len(info.shape) > 1
-            return _noise(info) if is_matrix else torch.ones(info.shape, dtype=info.dtype)
-        qdata = _noise(info.parts["qdata"])
+            return _noise(info, take) if is_matrix else torch.ones(info.shape, dtype=info.dtype)
+        qdata = _noise(info.parts["qdata"], take)
         scale = torch.full_like(_empty(info.parts["scale"]), _STD / 2 ** (info.scheme.bits - 2))
         if info.scheme.bits == 8:
             return Int8Weight(qdata, scale)
@@ -72,8 +72,8 @@ def _empty(info: TensorInfo) -> Tensor:
     return torch.empty(info.shape, dtype=info.dtype)
 
 
-def _noise(info: TensorInfo) -> Tensor:
-    whole = allocate(info.nbytes).view(info.dtype)
+def _noise(info: TensorInfo, take: Take) -> Tensor:
+    whole = take(info.nbytes).view(info.dtype)
     fill_with_noise(whole)
     return whole.view(info.shape)
 

@@ -5,6 +5,7 @@ could act, control characters are made visible. stderr is the conversation: note
 """
 
 import codecs
+import gc
 import os
 import re
 import signal
@@ -225,13 +226,26 @@ class Terminal:
         from llamacli.cli.notes import listen
 
         listen(self)
-        with signals.uninterruptible():
+        with signals.uninterruptible(), _without_collector():
             yield
 
     def _erase_status(self) -> None:
         if self._status_is_shown:
             self._status_is_shown = False
             self.write_stderr(_ERASE_LINE)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Modules are no garbage: looking for some among them takes a tenth of `import torch`."""
+    is_first = "torch" not in sys.modules
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_first:
+            gc.freeze()
+        gc.enable()
 
 
 def _terminal_size(stream: BinaryIO) -> os.terminal_size | None:

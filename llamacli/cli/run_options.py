@@ -151,6 +151,14 @@ class RunOptions:
         asked["stop"] = tuple(self.stop) if self.stop else None
         return asked
 
+    @property
+    def keeps_weights_here(self) -> bool:
+        """Whether this process holds all weights in its own memory, by torch."""
+        is_placed = self.device not in ("auto", "cpu") or any(
+            getattr(self, name) for name in place_opt.NAMES
+        )
+        return self.backend is not Backend.FLAX and self.tp == 1 and not is_placed
+
 
 def checked(ctx: typer.Context, options: RunOptions) -> RunOptions:
     """The options without contradictions: an option beats a variable that contradicts it.

