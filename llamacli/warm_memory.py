@@ -51,10 +51,11 @@ class WarmMemory:
         """The next part, aligned to a cache line; None if there is not so much."""
         with self._lock:
             start = -(-self._taken // _ALIGNMENT) * _ALIGNMENT
-            if start + nbytes > self._size:
+            end = start + nbytes
+            if end > self._size:
                 return None
-            self._taken = start + nbytes
-        return memoryview(self._whole)[self._start + start : self._start + self._taken]
+            self._taken = end
+        return memoryview(self._whole)[self._start + start : self._start + end]
 
     def close(self) -> None:
         """Give back what nobody has taken."""

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,15 @@ def test_what_is_taken_meanwhile_is_not_cleared() -> None:
     while warm is not None and warm._thread.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert all(int(weight.min()) == 7 for weight in taken)
+
+
+def test_threads_get_parts_of_their_own() -> None:
+    warm_memory.begin(SIZE)
+    with ThreadPoolExecutor(8) as pool:
+        parts = [*pool.map(lambda index: allocate_weight(1000).fill_(index % 251), range(5000))]
+    assert all(bool((part == index % 251).all()) for index, part in enumerate(parts))
+    spans = sorted((part.data_ptr(), part.data_ptr() + 1000) for part in parts)
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 def test_what_nobody_took_goes_back() -> None:
