@@ -93,6 +93,10 @@ def test_what_the_cache_has_is_copied_to_a_folder(
     place: Place, repository: Path, tmp_path: Path
 ) -> None:
     place.download("-q", "org/ok")
+    options = ("org/ok", "--to", tmp_path / "to", "--dry-run", "--json")
+    planned = json.loads(place.download(*options).text)
+    assert planned["bytes_to_download"] == 0
+    assert planned["disk_bytes"] == sum(file["size"] for file in planned["files"])  # copies
     (place.snapshot("org/ok") / "config.json").resolve().write_text("{" + " " * 21 + "}")
     place.hub.requests.clear()
     done = place.download("-q", "org/ok", "--to", tmp_path / "to")
@@ -145,6 +149,7 @@ def test_json_is_one_object(place: Place) -> None:
     assert [file["path"] for file in planned["files"]] == NEEDED
     assert {file["bytes_there"] for file in planned["files"]} == {0}
     assert planned["bytes_to_download"] == sum(file["size"] for file in planned["files"])
+    assert planned["disk_bytes"] == planned["bytes_to_download"]
     assert planned["fits_disk"] is planned["fits_memory"] is True
     assert len(planned["skipped"]) == 3
     done = json.loads(place.download("-q", "org/ok", "--json").text)

@@ -77,7 +77,7 @@ def plan_text(terminal: Terminal, plan: "Plan", *, as_json: bool) -> str:
     where = printable(plan.target.existing_folder)
     facts = [
         f"to download: {size(plan.nbytes)} of {size(plan.choice.nbytes)}",
-        f"disk: {size(plan.free)} free in {where}: {_fits(plan.nbytes, plan.free)}",
+        f"disk: {size(plan.free)} free in {where}: {_fits(plan.disk_bytes, plan.free)}",
         f"memory: {size(weights)} of weights",
     ]
     if memory is not None:
@@ -121,8 +121,9 @@ def _plan_facts(plan: "Plan") -> dict[str, Any]:
             for file in files
         ],
         "bytes_to_download": plan.nbytes,
+        "disk_bytes": plan.disk_bytes,
         "disk_free_bytes": plan.free,
-        "fits_disk": plan.nbytes <= plan.free,
+        "fits_disk": plan.disk_bytes <= plan.free,
         "weights_bytes": _weights(plan),
         "memory_available_bytes": memory,
         "fits_memory": None if memory is None else _weights(plan) <= memory,

@@ -52,6 +52,11 @@ class Plan:
         return sum(file.size - present for file, present in self.missing.items())
 
     @property
+    def disk_bytes(self) -> int:
+        """Bytes that the disk is to take."""
+        return self.nbytes + sum(map(self.target.copied, self.missing))
+
+    @property
     def free(self) -> int:
         """Bytes that the disk has left."""
         return shutil.disk_usage(self.target.existing_folder).free
@@ -136,10 +141,10 @@ def fetch(plan: Plan, report: Report = ignore) -> Path:
 
 
 def _check_space(plan: Plan) -> None:
-    if plan.free < plan.nbytes:
+    if plan.free < plan.disk_bytes:
         where = printable(plan.target.existing_folder)
         raise LocalIOError(
-            f"{plan.name} needs {plan.nbytes / 1e9:.2f} GB, the disk of {where} has"
+            f"{plan.name} needs {plan.disk_bytes / 1e9:.2f} GB, the disk of {where} has"
             f" {plan.free / 1e9:.2f} GB left",
             hint="make room, or set HF_HOME to a folder on another disk",
         )

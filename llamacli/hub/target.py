@@ -62,6 +62,10 @@ class CacheTarget:
             self._link(file, self._model.blob(file), shutil.copyfile)
         return self.has(file, client)
 
+    def copied(self, file: HubFile) -> int:
+        """Bytes that are copied from the cache."""
+        return 0
+
     def lock(self, file: HubFile) -> Path:
         """huggingface_hub's lock of the file."""
         folder = self._model.folder
@@ -155,6 +159,10 @@ class FolderTarget:
             return False
         self.publish(file, part, client)
         return True
+
+    def copied(self, file: HubFile) -> int:
+        """Bytes that are copied from the cache."""
+        return file.size if self._model.has_blob(file) else 0
 
     def lock(self, file: HubFile) -> Path:
         """The lock of the file."""

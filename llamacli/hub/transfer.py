@@ -20,7 +20,7 @@ CONNECTIONS = 4  # for one file, at most
 FAST = 100_000_000  # bytes per second, beyond which a connection needs no other beside it
 PIECE_BYTES = 64_000_000  # of one request
 _ENOUGH_BYTES = 100_000  # a connection that brought so many was of use
-_SYNC_BYTES = 256_000_000
+_WRITE_OUT_BYTES = 32_000_000
 _READ_BYTES = 1 << 20
 _LOOK_S = 0.5
 _MOMENT_S = 0.05
@@ -181,7 +181,7 @@ def _hash_as_it_comes(
 
     Meanwhile connections are added until the server is fast, or they are many.
     """
-    found, position, synced = hasher(file.etag, file.size), 0, 0
+    found, position, written_out = hasher(file.etag, file.size), 0, 0
     buffer = bytearray(_READ_BYTES)
     looked, seen = monotonic(), part.present
     while position < file.size and not (client.stop.is_set() or other.is_set()):
@@ -190,9 +190,9 @@ def _hash_as_it_comes(
         position += count
         if part.front == file.size:
             client.report(Progress(Step.VERIFY, file.path, count))
-        if position - synced >= _SYNC_BYTES:  # or all would have to wait for the disk in the end
-            part.sync()
-            synced = position
+        if position - written_out >= _WRITE_OUT_BYTES:
+            part.write_out(written_out, position)
+            written_out = position
         if (passed := monotonic() - looked) >= _LOOK_S:
             if part.present - seen < FAST * passed * crew.count and crew.count < CONNECTIONS:
                 crew.add()
