@@ -89,6 +89,14 @@ def test_plain_files_go_to_a_folder(place: Place, repository: Path, tmp_path: Pa
     assert (folder / "config.json").read_text() == "mine"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of other systems are Unicode")
+def test_a_folder_whose_name_is_no_text_is_told_in_its_bytes(place: Place, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    out, _ = place.start("download", "-q", "org/ok", "--to", folder).communicate(timeout=60)
+    assert out == os.fsencode(folder) + b"\n"
+    assert sorted(os.listdir(out[:-1])) == [os.fsencode(name) for name in NEEDED]
+
+
 def test_what_the_cache_has_is_copied_to_a_folder(
     place: Place, repository: Path, tmp_path: Path
 ) -> None:

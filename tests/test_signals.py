@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from tests import probe
@@ -91,3 +92,20 @@ def test_fault_080_the_program_can_be_stopped_and_continued() -> None:
         process.send_signal(signal.SIGCONT)
         assert process.communicate(timeout=60) == (b"done\n", b"")
     assert process.returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
+@pytest.mark.parametrize(("term", "written"), [("xterm", "\x1b[?25h\r\n"), ("dumb", "\r\n")])
+def test_a_signal_that_ends_at_once_shows_the_cursor(term: str, written: str) -> None:
+    """A progress bar may have hidden it."""
+    code = (
+        "import os; from llamacli.cli import signals;"
+        "signals.end_at_once(); os.kill(os.getpid(), 15)"
+    )
+    out, exit_code = pexpect.run(
+        shlex.join([sys.executable, "-c", code]),
+        env=probe.environment(TERM=term),
+        encoding="utf-8",
+        withexitstatus=True,
+    )
+    assert (out, exit_code) == (written, 128 + signal.SIGTERM)

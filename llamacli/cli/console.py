@@ -157,7 +157,7 @@ class Terminal:
         if text:  # before it is written: a signal may come as soon as it can be seen
             self._line_is_open = not text.endswith("\n")
         try:
-            self.stdout.write(shown.encode("utf-8", "replace"))
+            self.stdout.write(_utf8(shown))
             self.stdout.flush()
         except BrokenPipeError as error:
             raise signals.Interrupted(signal.SIGPIPE) from error
@@ -246,6 +246,13 @@ def _without_collector() -> Iterator[None]:
         if is_first:
             gc.freeze()
         gc.enable()
+
+
+def _utf8(text: str) -> bytes:
+    """Its bytes; those of a path need not be UTF-8, and are what they are on the disk."""
+    with suppress(UnicodeEncodeError):
+        return text.encode("utf-8", "surrogateescape")
+    return text.encode("utf-8", "replace")
 
 
 def _terminal_size(stream: BinaryIO) -> os.terminal_size | None:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 _Handler = Callable[[int, FrameType | None], None]
+_SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -26,7 +27,8 @@ class Interrupted(BaseException):
 
 def _end(signum: int, _: FrameType | None) -> None:
     if os.isatty(2):
-        os.write(2, b"\n")
+        shown = b"" if os.environ.get("TERM") == "dumb" else _SHOW_CURSOR
+        os.write(2, shown + b"\n")
     os._exit(128 + signum)
 
 
