@@ -84,7 +84,7 @@ static float *floats(int64_t count, float factor) {
 static int activation_bits; /* of weights of 4 bits */
 
 /* A random weight; group_size counts for 4 bits. */
-static struct matrix weight(int64_t n, int64_t k, int bits_of, int group_size, int threads) {
+static struct matrix weight(int64_t n, int64_t k, int bits_of, int group_size) {
     struct matrix w = {NULL, n % 2 ? floats(n, 1) : NULL, n, k, bits_of, group_size, 16};
     if (bits_of == 4)
         w.activation_bits = activation_bits;
@@ -140,10 +140,11 @@ static void products(int threads) {
     static const int sizes[][3] = {{4, 32, 32},  {4, 96, 32},  {4, 128, 64}, {4, 256, 128},
                                    {4, 256, 256}, {8, 8, 0},   {8, 40, 0},   {8, 128, 0},
                                    {16, 1, 0},   {16, 31, 0},  {16, 32, 0},  {16, 33, 0},
-                                   {16, 127, 0}, {16, 130, 0}, {16, 200, 0}};
+                                   {16, 127, 0}, {16, 130, 0}, {16, 200, 0},
+                                   {16, 320, 0}, {16, 4128, 0}};
     for (size_t i = 0; i < sizeof ns / sizeof *ns; i++)
         for (size_t j = 0; j < sizeof sizes / sizeof *sizes; j++) {
-            struct matrix w = weight(ns[i], sizes[j][1], sizes[j][0], sizes[j][2], threads);
+            struct matrix w = weight(ns[i], sizes[j][1], sizes[j][0], sizes[j][2]);
             for (size_t m = 0; m < sizeof rows / sizeof *rows; m++)
                 check(&w, rows[m], threads);
             release();
@@ -156,13 +157,13 @@ static void decode(struct step s, int bits_of, int count, int batch, int threads
     struct layer layers[2];
     for (int i = 0; i < 2; i++)
         layers[i] = (struct layer){
-            .q = weight(heads, c, bits_of, 32, threads),
-            .k = weight(kv, c, bits_of, 32, threads),
-            .v = weight(kv, c, bits_of, 32, threads),
-            .o = weight(c, heads, bits_of, 32, threads),
-            .gate = weight(s.intermediate_size, c, bits_of, 32, threads),
-            .up = weight(s.intermediate_size, c, bits_of, 32, threads),
-            .down = weight(c, s.intermediate_size, bits_of, 32, threads),
+            .q = weight(heads, c, bits_of, 32),
+            .k = weight(kv, c, bits_of, 32),
+            .v = weight(kv, c, bits_of, 32),
+            .o = weight(c, heads, bits_of, 32),
+            .gate = weight(s.intermediate_size, c, bits_of, 32),
+            .up = weight(s.intermediate_size, c, bits_of, 32),
+            .down = weight(c, s.intermediate_size, bits_of, 32),
             .input_norm = floats(c, 1),
             .post_attention_norm = floats(c, 1),
             .keys = numbers(batch * kv * s.capacity, 1),

@@ -44,6 +44,16 @@ static void configure(int rows, int bytes) {
     _tile_loadconfig(&config);
 }
 
+/* For the sums of 16 rows of a weight in register 0, so many rows of activations in 4. */
+static void configure_turned(int rows) {
+    struct tile_config config = {.palette = 1};
+    config.rows[0] = config.rows[4] = config.rows[5] = TILE;
+    config.row_bytes[0] = config.row_bytes[4] = (uint16_t)(4 * rows);
+    config.row_bytes[5] = 64;
+    SETTLED();
+    _tile_loadconfig(&config);
+}
+
 /* 32 columns of 16 rows, from words of 4-bit values: a pair of columns in each row of the register.
  * `step` is the distance of chunks. */
 INLINE void widen_weight(const uint8_t *words, int64_t step, __m512i values, bf16 *buffer) {
@@ -247,16 +257,89 @@ static void matmul_block(const struct matrix *w, const struct activations *in, i
     _tile_release();
 }
 
+/* ------------------------------------------------------------------------------ bfloat16 weights */
+
+enum {
+    WIDTH = 4096,  /* columns whose activations are turned at once */
+    CHUNK = 16,    /* tiles whose sums stay in the cache */
+    AHEAD = 256,   /* columns that are asked for before they are needed */
+};
+
+/* Pairs of columns of x become rows: that is how the second operand stands in a register. */
+static void turn(const bf16 *x, int64_t ldx, int rows, int64_t columns, uint32_t (*turned)[TILE]) {
+    for (int64_t pair = 0; pair < columns / 2; pair++)
+        for (int row = 0; row < rows; row++)
+            memcpy(&turned[pair][row], x + row * ldx + 2 * pair, 4);
+}
+
+/* sums (16, 16) += 16 rows of a weight · activations, for some columns; `next` is the distance of
+ * the tile after it. The rows of the weight are the first operand, as they are in memory. */
+static void add_columns(const bf16 *w, int64_t ldw, int64_t columns, int64_t next,
+                        uint32_t (*turned)[TILE], float *sums) {
+    _tile_loadd(0, sums, 64);
+    for (int64_t at = 0; at < columns; at += COLUMNS) {
+        const bf16 *ahead = w + at + AHEAD + (at + AHEAD < columns ? 0 : next - columns);
+        UNROLLED
+        for (int row = 0; row < TILE; row++)
+            _mm_prefetch((const char *)(ahead + row * ldw), _MM_HINT_T0);
+        _tile_loadd(5, w + at, ldw * 2);
+        _tile_loadd(4, turned[at / 2], 64);
+        _tile_dpbf16ps(0, 5, 4);
+    }
+    _tile_stored(0, sums, 64);
+}
+
+static void store_turned(const struct matrix *w, int64_t tile, const float *sums, int rows,
+                         float *y, int64_t ldy) {
+    for (int row = 0; row < rows; row++) {
+        float values[TILE];
+        for (int r = 0; r < TILE; r++)
+            values[r] = sums[r * TILE + row];
+        store(w, tile, values, y + row * ldy);
+    }
+}
+
+/* Whole tiles first … last-1; K is a multiple of 32. */
+static void matmul_bf16(const struct matrix *w, const struct activations *in, int rows, float *y,
+                        int64_t ldy, int64_t first, int64_t last) {
+    _Alignas(64) uint32_t turned[WIDTH / 2][TILE];
+    _Alignas(64) float sums[CHUNK][TILE * TILE];
+    const bf16 *data = w->data;
+    configure_turned(rows);
+    for (int64_t from = first; from < last; from += CHUNK) {
+        int count = (int)(last - from < CHUNK ? last - from : CHUNK);
+        memset(sums, 0, sizeof sums);
+        for (int64_t k = 0; k < w->k; k += WIDTH) {
+            int64_t columns = w->k - k < WIDTH ? w->k - k : WIDTH;
+            if (from == first || w->k > WIDTH)
+                turn(in->x + k, in->ld, rows, columns, turned);
+            SETTLED();
+            for (int i = 0; i < count; i++)
+                add_columns(data + (from + i) * TILE * w->k + k, w->k, columns, TILE * w->k,
+                            turned, sums[i]);
+            SETTLED();
+        }
+        for (int i = 0; i < count; i++)
+            store_turned(w, from + i, sums[i], rows, y + (from + i - first) * TILE, ldy);
+    }
+    _tile_release();
+}
+
 /* Up to here the memory is what takes time, and AVX-512 has less to prepare. */
 enum { FEW_ROWS = 3, FEW_ROUNDED_ROWS = 8 };
 
 static void matmul_amx(const struct matrix *w, const struct activations *in, int rows, float *y,
                        int64_t ldy, int64_t first, int64_t last) {
     int few = w->activation_bits == 8 ? FEW_ROUNDED_ROWS : FEW_ROWS;
-    if (rows > few && w->bits != 16 && w->k % COLUMNS == 0)
+    int64_t whole = w->n / TILE < last ? w->n / TILE : last; /* nothing is read behind the end */
+    if (w->bits == 16 && w->k % COLUMNS == 0 && first < whole) {
+        matmul_bf16(w, in, rows, y, ldy, first, whole);
+        matmul(w, in, rows, y + (whole - first) * TILE, ldy, whole, last);
+    } else if (rows > few && w->bits != 16 && w->k % COLUMNS == 0) {
         matmul_block(w, in, rows, y, ldy, first, last);
-    else
+    } else {
         matmul(w, in, rows, y, ldy, first, last);
+    }
 }
 
 const struct kernels kernels_amx = {

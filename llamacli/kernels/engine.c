@@ -572,13 +572,14 @@ static void multiply_add(const struct matrix *w, struct scratch *own, int rows, 
                          int thread, int threads) {
     int64_t end = share(tiles(w), thread + 1, threads);
     prepare(w, own, rows);
-    for (int64_t tile = share(tiles(w), thread, threads); tile < end; tile++) {
-        float y[MAX_ROWS * TILE];
-        int64_t count = MIN(w->n - tile * TILE, TILE);
-        kernels->matmul(w, &own->in, rows, y, TILE, tile, tile + 1);
+    enum { WIDE = TILES_AT_ONCE * TILE };
+    for (int64_t tile = share(tiles(w), thread, threads); tile < end; tile += TILES_AT_ONCE) {
+        float y[MAX_ROWS * WIDE];
+        int64_t last = MIN(end, tile + TILES_AT_ONCE), count = MIN(w->n, last * TILE) - tile * TILE;
+        kernels->matmul(w, &own->in, rows, y, WIDE, tile, last);
         for (int row = 0; row < rows; row++)
             for (int64_t r = 0; r < count; r++)
-                x[row * w->n + tile * TILE + r] += y[row * TILE + r];
+                x[row * w->n + tile * TILE + r] += y[row * WIDE + r];
     }
 }
 
