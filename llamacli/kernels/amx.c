@@ -262,7 +262,6 @@ static void matmul_block(const struct matrix *w, const struct activations *in, i
 enum {
     WIDTH = 4096,  /* columns whose activations are turned at once */
     CHUNK = 16,    /* tiles whose sums stay in the cache */
-    AHEAD = 256,   /* columns that are asked for before they are needed */
 };
 
 /* Pairs of columns of x become rows: that is how the second operand stands in a register. */
@@ -272,13 +271,13 @@ static void turn(const bf16 *x, int64_t ldx, int rows, int64_t columns, uint32_t
             memcpy(&turned[pair][row], x + row * ldx + 2 * pair, 4);
 }
 
-/* sums (16, 16) += 16 rows of a weight · activations, for some columns; `next` is the distance of
- * the tile after it. The rows of the weight are the first operand, as they are in memory. */
-static void add_columns(const bf16 *w, int64_t ldw, int64_t columns, int64_t next,
-                        uint32_t (*turned)[TILE], float *sums) {
+/* sums (16, 16) += 16 rows of a weight · activations, for some columns. The rows of the weight are
+ * the first operand, as they are in memory. */
+static void add_columns(const bf16 *w, int64_t ldw, int64_t columns, uint32_t (*turned)[TILE],
+                        float *sums) {
     _tile_loadd(0, sums, 64);
     for (int64_t at = 0; at < columns; at += COLUMNS) {
-        const bf16 *ahead = w + at + AHEAD + (at + AHEAD < columns ? 0 : next - columns);
+        const bf16 *ahead = w + ahead_of(at, columns, TILE * ldw);
         UNROLLED
         for (int row = 0; row < TILE; row++)
             _mm_prefetch((const char *)(ahead + row * ldw), _MM_HINT_T0);
@@ -315,8 +314,8 @@ static void matmul_bf16(const struct matrix *w, const struct activations *in, in
                 turn(in->x + k, in->ld, rows, columns, turned);
             SETTLED();
             for (int i = 0; i < count; i++)
-                add_columns(data + (from + i) * TILE * w->k + k, w->k, columns, TILE * w->k,
-                            turned, sums[i]);
+                add_columns(data + (from + i) * TILE * w->k + k, w->k, columns, turned,
+                            sums[i]);
             SETTLED();
         }
         for (int i = 0; i < count; i++)
@@ -326,13 +325,13 @@ static void matmul_bf16(const struct matrix *w, const struct activations *in, in
 }
 
 /* Up to here the memory is what takes time, and AVX-512 has less to prepare. */
-enum { FEW_ROWS = 3, FEW_ROUNDED_ROWS = 8 };
+enum { FEW_ROWS = 3, FEW_ROUNDED_ROWS = 8, FEW_BF16_ROWS = 2 };
 
 static void matmul_amx(const struct matrix *w, const struct activations *in, int rows, float *y,
                        int64_t ldy, int64_t first, int64_t last) {
     int few = w->activation_bits == 8 ? FEW_ROUNDED_ROWS : FEW_ROWS;
     int64_t whole = w->n / TILE < last ? w->n / TILE : last; /* nothing is read behind the end */
-    if (w->bits == 16 && w->k % COLUMNS == 0 && first < whole) {
+    if (w->bits == 16 && rows > FEW_BF16_ROWS && w->k % COLUMNS == 0 && first < whole) {
         matmul_bf16(w, in, rows, y, ldy, first, whole);
         matmul(w, in, rows, y + (whole - first) * TILE, ldy, whole, last);
     } else if (rows > few && w->bits != 16 && w->k % COLUMNS == 0) {

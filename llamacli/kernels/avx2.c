@@ -204,28 +204,49 @@ INLINE float sum_of(__m256 x) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-/* One row of a bfloat16 weight times each row of x. */
-INLINE void rows_bf16(const bf16 *w, const struct activations *a, int64_t k, int rows, float *y) {
+/* Some rows of a bfloat16 weight times each row of x. Memory gives more where several rows are read
+ * at once than one from front to back. */
+INLINE void rows_bf16(const bf16 *w, const struct activations *a, int64_t k, int streams, int rows,
+                      float *y) {
     __m256 dot[MAX_TOGETHER][2];
-    clear(rows, dot);
+    clear(streams * rows, dot);
     int64_t at = 0;
     for (; at + 16 <= k; at += 16) {
-        __m256i here = _mm256_loadu_si256((const __m256i *)(w + at));
-        _mm_prefetch((const char *)(w + at) + PREFETCH, _MM_HINT_T0);
+        const bf16 *ahead = w + (streams == 1 ? at + PREFETCH / 2 : ahead_of(at, k, streams * k));
         UNROLLED
-        for (int row = 0; row < rows; row++) {
-            __m256i in = _mm256_loadu_si256((const __m256i *)(a->x + row * a->ld + at));
-            dot[row][0] = _mm256_fmadd_ps(even_of(here), even_of(in), dot[row][0]);
-            dot[row][1] = _mm256_fmadd_ps(odd_of(here), odd_of(in), dot[row][1]);
+        for (int r = 0; r < streams; r++) {
+            __m256i here = _mm256_loadu_si256((const __m256i *)(w + r * k + at));
+            _mm_prefetch((const char *)(ahead + r * k), _MM_HINT_T0);
+            UNROLLED
+            for (int row = 0; row < rows; row++) {
+                __m256i in = _mm256_loadu_si256((const __m256i *)(a->x + row * a->ld + at));
+                __m256 *sums = dot[row * streams + r];
+                sums[0] = _mm256_fmadd_ps(even_of(here), even_of(in), sums[0]);
+                sums[1] = _mm256_fmadd_ps(odd_of(here), odd_of(in), sums[1]);
+            }
         }
     }
     UNROLLED
     for (int row = 0; row < rows; row++) {
-        float sum = sum_of(_mm256_add_ps(dot[row][0], dot[row][1]));
-        for (int64_t i = at; i < k; i++)
-            sum += widen(w[i]) * widen(a->x[row * a->ld + i]);
-        y[row * TILE] = sum;
+        UNROLLED
+        for (int r = 0; r < streams; r++) {
+            __m256 *sums = dot[row * streams + r];
+            float sum = sum_of(_mm256_add_ps(sums[0], sums[1]));
+            for (int64_t i = at; i < k; i++)
+                sum += widen(w[r * k + i]) * widen(a->x[row * a->ld + i]);
+            y[row * TILE + r] = sum;
+        }
     }
+}
+
+INLINE void tile_bf16(const bf16 *w, const struct activations *a, int64_t k, int count, int rows,
+                      float *y) {
+    const int streams = MAX_TOGETHER / rows;
+    int r = 0;
+    for (; r + streams <= count; r += streams)
+        rows_bf16(w + r * k, a, k, streams, rows, y + r);
+    for (; r < count; r++)
+        rows_bf16(w + r * k, a, k, 1, rows, y + r);
 }
 
 INLINE void tile_of(const struct matrix *w, int64_t tile, const struct activations *a, int rows,
@@ -238,8 +259,7 @@ INLINE void tile_of(const struct matrix *w, int64_t tile, const struct activatio
     else if (w->bits == 8)
         rows_int8(w, data, a, rows, y);
     else
-        for (int64_t r = 0; r < TILE && tile * TILE + r < w->n; r++)
-            rows_bf16((const bf16 *)data + r * w->k, a, w->k, rows, y + r);
+        tile_bf16((const bf16 *)data, a, w->k, rows_of(w, tile), rows, y);
 }
 
 static void matmul(const struct matrix *w, const struct activations *a, int rows, float *y,

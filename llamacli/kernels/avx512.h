@@ -168,38 +168,54 @@ INLINE __m512bh columns(const bf16 *x, int64_t left) {
     return (__m512bh)_mm512_maskz_loadu_epi16(mask, x);
 }
 
-/* One row of a bfloat16 weight times each row of x. */
-INLINE void rows_bf16(const bf16 *w, const struct activations *a, int64_t k, int rows,
+/* Some rows of a bfloat16 weight times each row of x. Memory gives more where several rows are read
+ * at once than one from front to back. */
+INLINE void rows_bf16(const bf16 *w, const struct activations *a, int64_t k, int streams, int rows,
                       float *out) {
-    const bf16 *x = a->x;
-    const int several = rows == 1 ? 4 : rows <= 4 ? 2 : 1;
     __m512 dot[MAX_SUMS];
     UNROLLED
-    for (int i = 0; i < rows * several; i++)
+    for (int i = 0; i < rows * streams; i++)
         dot[i] = _mm512_setzero_ps();
     int64_t at = 0;
-    for (; at + 32 * several <= k; at += 32 * several) {
+    for (; at + 32 <= k; at += 32) {
+        const bf16 *ahead = w + (streams == 1 ? at + PREFETCH / 2 : ahead_of(at, k, streams * k));
         UNROLLED
-        for (int j = 0; j < several; j++) {
-            _mm_prefetch((const char *)(w + at + 32 * j) + PREFETCH, _MM_HINT_T0);
-            __m512bh here = (__m512bh)_mm512_loadu_si512(w + at + 32 * j);
+        for (int r = 0; r < streams; r++) {
+            __m512bh here = (__m512bh)_mm512_loadu_si512(w + r * k + at);
+            _mm_prefetch((const char *)(ahead + r * k), _MM_HINT_T0);
             UNROLLED
             for (int i = 0; i < rows; i++) {
-                __m512bh in = (__m512bh)_mm512_loadu_si512(x + i * a->ld + at + 32 * j);
-                dot[i * several + j] = _mm512_dpbf16_ps(dot[i * several + j], here, in);
+                __m512bh in = (__m512bh)_mm512_loadu_si512(a->x + i * a->ld + at);
+                dot[i * streams + r] = _mm512_dpbf16_ps(dot[i * streams + r], here, in);
             }
         }
     }
-    for (; at < k; at += 32) {
-        __m512bh here = columns(w + at, k - at);
+    if (at < k) {
         UNROLLED
-        for (int i = 0; i < rows; i++)
-            dot[i * several] =
-                _mm512_dpbf16_ps(dot[i * several], here, columns(x + i * a->ld + at, k - at));
+        for (int r = 0; r < streams; r++) {
+            __m512bh here = columns(w + r * k + at, k - at);
+            UNROLLED
+            for (int i = 0; i < rows; i++)
+                dot[i * streams + r] = _mm512_dpbf16_ps(dot[i * streams + r], here,
+                                                        columns(a->x + i * a->ld + at, k - at));
+        }
     }
     UNROLLED
-    for (int i = 0; i < rows; i++)
-        out[i * TILE] = _mm512_reduce_add_ps(total(dot + i * several, several));
+    for (int i = 0; i < rows; i++) {
+        UNROLLED
+        for (int r = 0; r < streams; r++)
+            out[i * TILE + r] = _mm512_reduce_add_ps(dot[i * streams + r]);
+    }
+}
+
+INLINE void tile_bf16(const bf16 *w, const struct activations *in, int64_t k, int count, int rows,
+                      float *out) {
+    const int streams = rows == 1 ? 16 : rows == 2 ? 8 : rows <= 4 ? 4 : rows <= 7 ? 2 : 1;
+    int r = 0;
+    for (; r + streams <= count; r += streams)
+        rows_bf16(w + r * k, in, k, streams, rows, out + r);
+    for (; r < count; r++)
+        rows_bf16(w + r * k, in, k, 1, rows, out + r);
 }
 
 INLINE void tiles_of(const struct matrix *w, const struct activations *in, int rows, float *y,
@@ -214,8 +230,7 @@ INLINE void tiles_of(const struct matrix *w, const struct activations *in, int r
         else if (w->bits == 8)
             rows_int8(w, data, in, rows, values);
         else
-            for (int64_t r = 0; r < TILE && tile * TILE + r < w->n; r++)
-                rows_bf16((const bf16 *)data + r * w->k, in, w->k, rows, values + r);
+            tile_bf16((const bf16 *)data, in, w->k, rows_of(w, tile), rows, values);
         for (int i = 0; i < rows; i++)
             store(w, tile, values + i * TILE, y + i * ldy + (tile - first) * TILE);
     }

@@ -13,7 +13,10 @@
 #define UNROLLED _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
 
-enum { PREFETCH = 2112 }; /* bytes ahead in the stream of a tile */
+enum {
+    PREFETCH = 2112, /* bytes ahead in the stream of a tile */
+    AHEAD = 256,     /* columns ahead in each of several rows that are read at once */
+};
 
 static inline float widen(bf16 x) {
     uint32_t bits = (uint32_t)x << 16;
@@ -210,10 +213,22 @@ static void attend(const struct attention *a) {
     }
 }
 
+/* What to ask for while column `at` of several rows is read, from the first row's front on; `next`
+ * is where the rows after them begin. */
+static inline int64_t ahead_of(int64_t at, int64_t columns, int64_t next) {
+    return at + AHEAD + (at + AHEAD < columns ? 0 : next - columns);
+}
+
+/* Of a tile, without its padding. */
+static inline int rows_of(const struct matrix *w, int64_t tile) {
+    int64_t left = w->n - tile * TILE;
+    return left < TILE ? (int)left : TILE;
+}
+
 /* The results of a tile, without its padding. */
 static inline void store(const struct matrix *w, int64_t tile, const float *values, float *y) {
-    int64_t at = tile * TILE, count = w->n - at < TILE ? w->n - at : TILE;
-    for (int64_t r = 0; r < count; r++)
+    int64_t at = tile * TILE;
+    for (int r = 0; r < rows_of(w, tile); r++)
         y[r] = values[r] + (w->bias ? w->bias[at + r] : 0.0f);
 }
 
