@@ -47,15 +47,13 @@ ROWS = [
     pipelines.text_classification pipelines.token_classification pipelines.question_answering
     pipelines.factory""",
     "demo demo.templates demo.facts demo.stories demo.corpus demo.train",
-    """cli cli.exit_codes cli.notes cli.threads cli.signals cli.console cli.option_class cli.choices
-    cli.options cli.task_options cli.placement_options
-    cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs
-    cli.results cli.run_plan cli.heartbeats cli.ranks cli.run_weights cli.run cli.task_records
-    cli.run_task cli.progress
-    cli.download_options cli.download_progress
-    cli.download_report cli.download cli.quantize_options cli.quantize_evaluation
-    cli.quantize_report cli.quantize cli.visualize_mask_options cli.visualize_mask
-    cli.bench_options cli.bench_ranks cli.bench
+    """cli cli.exit_codes cli.notes cli.allocator cli.threads cli.signals cli.console
+    cli.option_class cli.choices cli.options cli.task_options cli.placement_options
+    cli.run_options cli.prompt_sources cli.prompt_encoder cli.jobs cli.results cli.run_plan
+    cli.heartbeats cli.ranks cli.run_weights cli.run cli.task_records cli.run_task cli.progress
+    cli.download_options cli.download_progress cli.download_report cli.download
+    cli.quantize_options cli.quantize_evaluation cli.quantize_report cli.quantize
+    cli.visualize_mask_options cli.visualize_mask cli.bench_options cli.bench_ranks cli.bench
     cli.commands cli.completions cli.app __main__""",
 ]
 ROW_OF = {f"llamacli.{name}": row for row, names in enumerate(ROWS) for name in names.split()}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from llamacli.cli.allocator import keep_freed_memory
 from llamacli.cli.bench_options import BenchOptions, Format, checked
 from llamacli.cli.choices import Backend
 from llamacli.cli.console import Terminal
@@ -44,6 +45,7 @@ def bench_models(ctx: typer.Context, options: BenchOptions) -> None:
     terminal: Terminal = ctx.obj
     options = checked(ctx, options)
     calm_threads()
+    keep_freed_memory()
     with terminal.importing():
         from llamacli.benchmark.compare import change, read_report
         from llamacli.benchmark.peers import peer

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llamacli import warm_memory
 from llamacli.cli.choices import Activations, Backend, CacheImplementation
 from llamacli.cli.console import Terminal
 from llamacli.cli.download_progress import resolve_model
@@ -75,6 +74,8 @@ def generate_all(terminal: Terminal, options: RunOptions) -> None:
     started = time.perf_counter()
     folder = open_folder(terminal, options)
     if options.keeps_weights_here:
+        from llamacli import warm_memory
+
         warm_memory.begin(sum(path.stat().st_size for path in folder.weight_files))
     opened = time.perf_counter()
     jobs = plan_jobs(terminal, options, folder, records) if is_first else []

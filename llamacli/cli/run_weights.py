@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from llamacli.cli.allocator import keep_freed_memory
 from llamacli.cli.choices import Backend
 from llamacli.cli.console import Terminal
 from llamacli.cli.placement_options import device_or_placement
@@ -31,6 +32,7 @@ def load_weights(
     They become a `LlamaForCausalLM`, or the class `opens`; with `ranks` this rank's share of it.
     """
     calm_threads()
+    keep_freed_memory()
     with terminal.importing():
         import torch
 
@@ -40,8 +42,7 @@ def load_weights(
     set_threads(options.threads, 1 if ranks is None else ranks.place.local_size)
     weights = open_weights(folder.path, folder.config)
     device = device_or_placement(options, opens or LlamaForCausalLM, folder.config, weights)
-    count = 1 if ranks is None else ranks.place.size
-    estimate(options, folder, weights, rows, tokens, device, count).require()
+    estimate(options, folder, weights, rows, tokens, device, options.tp).require()
     if options.check_tensors:
         terminal.status("checking the weights …")
         weights.check_finite()
