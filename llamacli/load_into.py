@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llamacli import warm_memory
 from llamacli.checkpoint import Checkpoint, Weight
 from llamacli.errors import CheckpointError, first_five
+from llamacli.kernels import native
 from llamacli.memory import Scratch, allocate_weight
 from llamacli.quantization import Scheme, quantize
 from llamacli.quantized_linear import TiledLinear, quantized_linear
@@ -72,6 +73,8 @@ def load_into(
         return device(name, partial(read, name)) if callable(device) else read(name, device)
 
     names = set(sources.values())
+    if callable(device) or not all(read.takes_warm_memory(name, device) for name in names):
+        warm_memory.end()  # nobody would give it back before all is read
     sizes = {name: info.nbytes for name, info in checkpoint.tensors.items() if name in names}
     weights = _read_all(put, sizes, progress)
     warm_memory.end()
@@ -107,6 +110,12 @@ class _Reader:
         info = self._checkpoint.tensors[name]
         is_same = isinstance(info, TensorInfo) and self._dtype in (None, info.dtype)
         return is_same and name not in self._schemes and torch.device(device).type == "cpu"
+
+    def takes_warm_memory(self, name: str, device: torch.device | str) -> bool:
+        """Whether memory that was cleared ahead is filled by a weight."""
+        if isinstance(self._checkpoint.tensors[name], QuantizedInfo):
+            return native.kernels() is not None and torch.device(device).type == "cpu"
+        return self._stays(name, device)
 
     def _convert(self, name: str, weight: Weight, device: torch.device | str) -> Weighty:
         if isinstance(weight, Tensor):

@@ -33,8 +33,16 @@ class ModelFolder:
 
     @property
     def weight_files(self) -> list[Path]:
-        """Their names; none has been opened."""
-        return sorted(self.path.glob("*.safetensors"))
+        """Those that are probably read; none has been opened."""
+        single = self.path / "model.safetensors"
+        return [single] if single.is_file() else sorted(self.path.glob("*-of-*.safetensors"))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of these files; 0 if one cannot be found."""
+        with suppress(OSError):
+            return sum(path.stat().st_size for path in self.weight_files)
+        return 0
 
     def read_ahead(self) -> None:
         """Have the system read the weights into its cache, while there are other things to do."""

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from llamacli import warm_memory
+from llamacli.checkpoint import open_checkpoint, save_state_dict
 from llamacli.devices import free_memory_bytes
+from llamacli.load_into import load_into
 from llamacli.memory import Scratch, allocate_weight
 from llamacli.warm_memory import HUGE_PAGE, WarmMemory
 
@@ -117,6 +119,27 @@ def test_ends_while_it_is_cleared() -> None:
     before = resident_bytes()
     WarmMemory(SIZE).close()
     assert resident_bytes() - before < SIZE // 8
+
+
+@pytest.mark.parametrize(("dtype", "is_taken"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_weights_that_are_converted_do_not_wait_for_it_to_go_back(
+    tmp_path: Path, dtype: torch.dtype, is_taken: bool
+) -> None:
+    """What is prepared for the files, and what they become, would need memory at the same time."""
+    module = torch.nn.Linear(1024, 1024, bias=False).bfloat16()
+    save_state_dict(tmp_path, module.state_dict())
+    warm_memory.begin(SIZE)
+    wait_for(SIZE)
+    warm, left = warm_memory._warm, []
+    assert warm is not None
+    load_into(
+        module.to("meta"),
+        open_checkpoint(tmp_path),
+        dtype=dtype,
+        progress=lambda *_: left.append(warm_memory.left()),
+    )
+    assert left == [SIZE - module.weight.nbytes if is_taken else 0]
+    assert warm_memory.left() == 0
 
 
 def test_scratch_is_used_again_until_it_belongs_to_others() -> None:

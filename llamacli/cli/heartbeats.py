@@ -46,10 +46,11 @@ class Heartbeats:
     def _watch(self) -> None:
         others = [rank for rank in range(self._place.size) if rank != self._place.rank]
         seen, silent = dict.fromkeys(others, 0), dict.fromkeys(others, 0)
-        with suppress(RuntimeError, OSError):  # the store is gone, and torchrun with it
+        with suppress(RuntimeError):  # the store is gone, and torchrun with it
             while not (lost := [rank for rank in others if silent[rank] * _BEAT_S > _STOPPED_S]):
                 self._add(self._place.rank, 1)
-                os.write(self._guard, b".")
+                with suppress(OSError):  # somebody has killed the guard
+                    os.write(self._guard, b".")
                 for rank in others:
                     before, seen[rank] = seen[rank], self._add(rank, 0)
                     is_silent = before == seen[rank] < _LEFT

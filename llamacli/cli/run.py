@@ -76,7 +76,7 @@ def generate_all(terminal: Terminal, options: RunOptions) -> None:
     if options.keeps_weights_here:
         from llamacli import warm_memory
 
-        warm_memory.begin(sum(path.stat().st_size for path in folder.weight_files))
+        warm_memory.begin(folder.weight_bytes)
     opened = time.perf_counter()
     jobs = plan_jobs(terminal, options, folder, records) if is_first else []
     planned = time.perf_counter()
