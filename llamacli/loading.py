@@ -29,7 +29,7 @@ from llamacli.generation_config import GenerationConfig
 from llamacli.kernels import cuda_step
 from llamacli.kernels.decode_step import install
 from llamacli.kernels.offloaded_step import dispatch_with_kernels
-from llamacli.kernels.shared_step import install_shared
+from llamacli.kernels.shared_step import SharedStep
 from llamacli.load_into import load_into, loaded_bytes
 from llamacli.memory_estimate import estimate_memory
 from llamacli.model_folder import read_config
@@ -244,7 +244,7 @@ def load_model(
 
 def _speed_up(model: nn.Module, offload: Offload | None, mesh: DeviceMesh | None) -> None:
     if mesh is not None:
-        install_shared(model, Group(mesh))
+        install(model, partial(SharedStep, group=Group(mesh)))
     elif offload is not None:
         dispatch_with_kernels(model, partial(offload.dispatch, model))
     elif not cuda_step.install(model):

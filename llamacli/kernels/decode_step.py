@@ -4,6 +4,7 @@
 dtypes, masks with holes, gradients) goes on through torch.
 """
 
+from collections.abc import Callable
 from ctypes import byref, c_int64
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -29,8 +30,12 @@ _PROJECTIONS = {
 }
 
 
-def install(model: nn.Module) -> bool:
-    """Speed up a LlamaModel, or one with a head, where that is possible; tell whether it is."""
+def install(model: nn.Module, step: "Callable[[Any], DecodeStep] | None" = None) -> bool:
+    """Speed up a LlamaModel, or one with a head, where that is possible; tell whether it is.
+
+    Args:
+        step: makes the forward of a LlamaModel, a DecodeStep by default.
+    """
     base: Any = getattr(model, "model", model)
     if kernels() is None:
         return False
@@ -38,7 +43,7 @@ def install(model: nn.Module) -> bool:
         _install_few_rows(model)
     if not _is_supported(base):
         return False
-    base.forward = DecodeStep(base)
+    base.forward = (step or DecodeStep)(base)
     for layer in base.layers:
         fuse(layer)
     if isinstance(head := getattr(model, "lm_head", None), nn.Linear):

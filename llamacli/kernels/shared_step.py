@@ -9,21 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llamacli.collectives import Group
 from llamacli.config import LlamaConfig
-from llamacli.kernels.decode_step import DecodeStep, install
+from llamacli.kernels.decode_step import DecodeStep
 from llamacli.kernels.native import Layer, Matrix, Step, kernels
 
 _ATTENTION, _MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
-
-
-def install_shared(model: nn.Module, group: Group) -> None:
-    """Speed up this rank's share of a LlamaModel, or of one with a head, where that is possible."""
-    if install(model):
-        base: Any = getattr(model, "model", model)
-        base.forward = SharedStep(base, group)
 
 
 class _Share:
