@@ -73,7 +73,7 @@ def generate_all(terminal: Terminal, options: RunOptions) -> None:
         be_silent(terminal)
     started = time.perf_counter()
     folder = open_folder(terminal, options)
-    if options.keeps_weights_here:
+    if place is None and options.keeps_weights_here:  # torchrun's ranks fork a guard
         from llamacli import warm_memory
 
         warm_memory.begin(folder.weight_bytes)
